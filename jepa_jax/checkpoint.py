@@ -1,0 +1,190 @@
+"""Checkpoints: everything Orbax. A checkpoint is whole or it is not used."""
+
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jepa_jax.config import CheckpointConfig
+
+logger = logging.getLogger(__name__)
+_policies = ocp.checkpoint_managers
+_ARRAYS = ("params", "training")
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint whose arrays are not those that were saved, or cannot be read."""
+
+
+@jax.jit
+def fingerprint(state) -> jax.Array:
+    """One 32-bit checksum per array of a pytree: [number of arrays] uint32.
+
+    The sum, modulo 2**32, of every element's bits times an odd number that depends on its place.
+    Integer sums do not depend on their order, so any mesh gives the same figure. Orbax's own files
+    do not notice a flipped bit in the numbers.
+    """
+
+    def checksum(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        if x.dtype == bool:
+            x = x.astype(jnp.uint8)
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        place = jnp.full(x.shape, 1, jnp.uint32)
+        for axis in range(x.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            place = place * jnp.uint32(0x9E3779B1) + 2 * index
+        return jnp.sum(bits * place, dtype=jnp.uint32)
+
+    return jnp.stack([checksum(x) for x in jax.tree.leaves(state)])
+
+
+class Checkpointer:
+    """Saves a run's state asynchronously and restores the last whole checkpoint.
+
+    A save that fails (a full disk) is reported and counted in `failed_saves`; training goes on and
+    the last good checkpoint stays.
+    """
+
+    def __init__(self, directory: epath.PathLike, config: CheckpointConfig, *, read_only: bool = False):
+        self._directory = epath.Path(directory)
+        self._config = config
+        self.failed_saves = 0
+        self._pending: int | None = None
+        self._read_only = read_only
+        sign = -1.0 if config.best_metric == "loss" else 1.0
+        best = _policies.BestN(get_metric_fn=lambda metrics: sign * metrics[config.best_metric], n=1)
+        latest = _policies.LatestN(config.keep)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=(*_ARRAYS, "data", "fingerprint"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, items: dict[str, Any], data: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Start saving; arrays are copied before this returns, files are written behind it.
+
+        Args:
+          step: of the checkpoint's name.
+          items: pytrees of arrays, `params` and `training`.
+          data: the data iterator's state, as JSON.
+          metrics: must hold the configuration's `best_metric`.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        arguments = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+            data=ocp.args.JsonSave(data),
+            fingerprint=ocp.args.JsonSave({name: fingerprint(tree).tolist() for name, tree in items.items()}),
+        )
+        self._pending = step
+        try:
+            self._manager.save(step, args=arguments, metrics=metrics)
+        except Exception as error:  # whatever the file system raised, training goes on
+            self._report_failure(error)
+
+    def wait(self) -> None:
+        """Wait for the save under way, if any."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._report_failure(error)
+        self._pending = None
+
+    def _report_failure(self, error: Exception) -> None:
+        self.failed_saves += 1
+        for leftover in self._directory.glob(f"{self._pending}*"):
+            if leftover.name != str(self._pending):
+                leftover.rmtree(missing_ok=True)
+        self._manager.reload()
+        kept = self.steps()
+        logger.error(
+            "saving step %s failed, training goes on (last good checkpoint: %s): %s",
+            self._pending,
+            f"step {kept[-1]}" if kept else "none",
+            str(error).splitlines()[0],
+        )
+        self._pending = None
+
+    def restore(self, template: dict[str, Any], step: int) -> tuple[dict[str, Any], dict]:
+        """One checkpoint, or those of its items that `template` names.
+
+        Args:
+          template: pytrees of `jax.ShapeDtypeStruct` with shardings, as the items shall be placed.
+
+        Returns:
+          The items, and the data iterator's state.
+
+        Raises:
+          DamagedCheckpointError: it cannot be read, or an array differs from what was saved.
+        """
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardRestore(tree) for name, tree in template.items()},
+                    data=ocp.args.JsonRestore(),
+                    fingerprint=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # tensorstore raises bare Exceptions on bad files
+            raise DamagedCheckpointError(str(error).splitlines()[0]) from error
+        for name in template:
+            if fingerprint(found[name]).tolist() != found.fingerprint[name]:
+                raise DamagedCheckpointError(f"arrays of {name} differ from those that were saved")
+        return {name: found[name] for name in template}, found.data
+
+    def restore_latest(self, template) -> tuple[int, Any, dict[str, Any]] | None:
+        """The last whole checkpoint: (step, items, data), or None where none was ever saved.
+
+        A damaged one is reported and, unless read-only, set aside as `damaged-STEP` beside the folder.
+
+        Raises:
+          DamagedCheckpointError: there are checkpoints and none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, *self.restore(template, step)
+            except DamagedCheckpointError as error:
+                logger.error(
+                    "checkpoint %s is damaged (%s); going back to the one before",
+                    self._directory / str(step),
+                    error,
+                )
+                if not self._read_only:
+                    self._set_aside(step)
+        if steps:
+            raise DamagedCheckpointError(
+                f"none of the checkpoints in {self._directory} is whole: name another --workdir, or "
+                "delete this one to start again"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        aside = self._directory.parent / f"damaged-{step}"
+        if aside.exists():
+            aside.rmtree()
+        (self._directory / str(step)).rename(aside)
+        self._manager.reload()
+        logger.error("it was moved to %s", aside)
+
+    def close(self) -> None:
+        """Wait, then release the threads."""
+        self.wait()
+        self._manager.close()

@@ -1,0 +1,40 @@
+"""Frames to the size the X-Encoder takes; still uint8, for the device normalises."""
+
+import numpy as np
+from PIL import Image
+
+
+def resize_and_crop(frames: np.ndarray, resize: int | None, crop: int) -> np.ndarray:
+    """Short side to `resize` pixels, then the centre `crop` x `crop`.
+
+    V-JEPA 2 was released with 292 and 256 (a ratio of 256 / 224); None goes straight to `crop`.
+
+    Args:
+      frames: [T, H, W, C] uint8.
+
+    Returns:
+      [T, crop, crop, C] uint8.
+
+    Raises:
+      ValueError: `resize` is smaller than `crop`.
+    """
+    resize = crop if resize is None else resize
+    if resize < crop:
+        raise ValueError(f"data.resize={resize} is smaller than the crop of {crop} pixels")
+    height, width = frames.shape[1:3]
+    if min(height, width) != resize:
+        scale = resize / min(height, width)
+        size = (resize, int(width * scale)) if height < width else (int(height * scale), resize)
+        size = (max(size[0], resize), max(size[1], resize))
+        frames = np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], Image.BILINEAR)) for f in frames])
+        height, width = size
+    top, left = (height - crop) // 2, (width - crop) // 2
+    return frames[:, top : top + crop, left : left + crop]
+
+
+def sample_frames(frames: np.ndarray, count: int) -> np.ndarray:
+    """`count` frames uniformly over the clip, each the middle of its share: [T, ...] -> [count, ...]."""
+    if len(frames) == count:
+        return frames
+    index = (np.arange(count) + 0.5) * len(frames) / count
+    return frames[index.astype(int)]

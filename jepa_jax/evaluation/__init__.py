@@ -1,0 +1,1 @@
+"""Evaluation: metrics of embeddings, and the tasks that use them."""

@@ -1,0 +1,51 @@
+"""Pictures of what a model found."""
+
+import pathlib
+
+import numpy as np
+from matplotlib.figure import Figure
+
+RIGHT = "#2ca02c"
+
+
+def plot_retrieval(
+    path: pathlib.Path,
+    texts: list[str],
+    found: np.ndarray,
+    right: np.ndarray,
+    frames: np.ndarray,
+    *,
+    shown_frames: int = 4,
+) -> None:
+    """One row a text: the five clips it found, best first, as strips of frames; the right one is
+    outlined.
+
+    Args:
+      texts: R texts.
+      found: [R, 5] int, places in `frames` of the clips each text found.
+      right: [R] int, the place of the clip that the text describes.
+      frames: [B, T, H, W, C] uint8.
+    """
+    rows, columns = found.shape
+    figure = Figure(figsize=(2.75 * columns, 1.08 * rows))
+    axes = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={"hspace": 0.45, "wspace": 0.06},
+    )
+    picked = np.linspace(0, frames.shape[1] - 1, min(shown_frames, frames.shape[1])).astype(int)
+    for row in range(rows):
+        for column in range(columns):
+            clip = frames[found[row, column]][picked]
+            panel = axes[row, column]
+            panel.imshow(np.concatenate(list(clip), axis=1), interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            is_right = found[row, column] == right[row]
+            for spine in panel.spines.values():
+                spine.set(color=RIGHT if is_right else "0.8", linewidth=4 if is_right else 0.8)
+        place = np.flatnonzero(found[row] == right[row])
+        verdict = f"found at rank {place[0] + 1}" if len(place) else "not among the five"
+        axes[row, 0].set_title(f"“{texts[row]}”", loc="left", fontsize=11, pad=5)
+        axes[row, -1].set_title(verdict, loc="right", fontsize=9, color="0.4", pad=5)
+    figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -1,0 +1,181 @@
+"""The command line: a config file, overrides, and one sentence for whatever is wrong with them."""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import sys
+
+from pydantic import TypeAdapter, ValidationError
+
+from jepa_jax.config import Config
+
+DEFAULT_CONFIG = "configs/demo.py"
+
+
+class UsageError(ValueError):
+    """The user's mistake: printed as one sentence, exit status 2."""
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(known)}"
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """The first of a validation's complaints as a sentence."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(p) for p in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message}"
+    given = first["input"]
+    return f"{where}: {place or 'config'}={given!r}: {message[0].lower()}{message[1:]}"
+
+
+def load_config(path: str) -> Config:
+    """The `config` that a Python config file defines.
+
+    Raises:
+      UsageError: the file is missing, does not run, or defines no valid `config`.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        shipped = pathlib.Path(__file__).parent.parent / path
+        if not shipped.is_file():
+            raise UsageError(f"no config file {path!r}")
+        file = shipped
+    spec = importlib.util.spec_from_file_location("jepa_jax_run_config", file)
+    if spec is None:
+        raise UsageError(f"config file {path!r} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ValidationError as error:
+        raise UsageError(_explain(error, f"config file {path!r}")) from error
+    except Exception as error:  # whatever a user's file raises is the user's to read
+        line = getattr(error, "lineno", None)
+        place = f", line {line}" if line else ""
+        raise UsageError(
+            f"config file {path!r}{place} does not run: {type(error).__name__}: {error}"
+        ) from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise UsageError(f"config file {path!r} must define `config`, a jepa_jax.config.Config")
+    return config
+
+
+def config_from_json(text: str, where: str) -> Config:
+    """A Config from JSON; `where` names the source in the message of a UsageError."""
+    try:
+        return TypeAdapter(Config).validate_json(text)
+    except ValidationError as error:
+        raise UsageError(_explain(error, where)) from error
+
+
+def config_to_json(config: Config) -> str:
+    """JSON that `config_from_json` reads back as an equal Config."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def flatten(config) -> dict[str, object]:
+    """{"optim.learning_rate": 5e-5, ...}: every field by its path."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{name}": v for name, v in flatten(value).items()}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def _literal(text: str):
+    """A Python literal, `true` / `false` / `null`, or else the text itself."""
+    words = {"true": True, "false": False, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def override(config: Config, assignments: list[tuple[str, str]]) -> Config:
+    """A Config with fields replaced: [("optim.learning_rate", "1e-4"), ...].
+
+    All replacements are made before the whole is checked, so two fields that depend on each other
+    can change together.
+
+    Raises:
+      UsageError: an unknown field, a wrong type, or an impossible combination.
+    """
+    tree = dataclasses.asdict(config)
+    for path, value in assignments:
+        parts = path.split(".")
+        node, section = tree, config
+        for depth, part in enumerate(parts):
+            inside = ".".join(parts[:depth]) or "the config"
+            if not isinstance(node, dict):
+                raise UsageError(f"--config.{path}: {inside} has no fields of its own")
+            if dataclasses.is_dataclass(section) and part not in node:
+                raise UsageError(f"--config.{path}: {inside} has no field {part!r}{_nearest(part, node)}")
+            section = getattr(section, part, None)
+            if depth < len(parts) - 1:
+                node = node[part]
+        if dataclasses.is_dataclass(section):
+            known = ", ".join(node[parts[-1]])
+            raise UsageError(f"--config.{path} is a section; set one of its fields: {known}")
+        node[parts[-1]] = _literal(value)
+    return config_from_json(json.dumps(tree), "command line")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the same one-sentence errors as everything else."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose errors are `UsageError`s and whose flags cannot be abbreviated."""
+    return _Parser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def parse(
+    arguments: list[str], known: argparse.ArgumentParser
+) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The flags of `known`, and the (path, text) pairs of `--config.PATH=TEXT`.
+
+    Raises:
+      UsageError: an unknown flag, or one without a value.
+    """
+    flags, rest = known.parse_known_args(arguments)
+    overrides = []
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--config."):
+            raise UsageError(f"unknown argument {word!r}; {known.format_usage().strip()}")
+        path, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise UsageError(f"--config.{path} needs a value: --config.{path}=VALUE")
+        overrides.append((path, value))
+    return flags, overrides
+
+
+def run(main, arguments: list[str]) -> int:
+    """Run a command; a `UsageError` becomes one line on standard error and status 2."""
+    try:
+        return main(arguments)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

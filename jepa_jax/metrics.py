@@ -1,0 +1,130 @@
+"""What a run tells: metrics.jsonl, TensorBoard, the loss curve."""
+
+import contextlib
+import json
+import logging
+import math
+import pathlib
+import time
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+from jepa_jax.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The whole lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or the gradient stopped being a number."""
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Write a whole file or none: a kill or a full disk never leaves half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class RunLog:
+    """Follows a run step by step: progress bar, `metrics.jsonl`, TensorBoard.
+
+    Lines beyond step `start`, which a killed run wrote after its last checkpoint, are dropped: the
+    run that goes on from there writes them again. Failures to write (a full disk) are warned about
+    once and training goes on.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: Config, start: int):
+        self._config = config
+        path = workdir / "metrics.jsonl"
+        kept = [row for row in read_metrics(path) if row["step"] <= start]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", buffering=1)
+        # TensorBoard's own event writer needs no TensorFlow.
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        self._bar = tqdm(total=config.steps, initial=start, unit="step", desc=config.name, mininterval=0.5)
+        self._waited = 0.0
+        self._since = (start, time.perf_counter())
+        self._warned = False
+
+    @contextlib.contextmanager
+    def data_wait(self):
+        """Count the time spent inside as waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def step(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        """Read a finished step's scalars; at every `log_every`-th write them.
+
+        Raises:
+          NotFiniteError: its loss or gradient norm is NaN or infinite.
+        """
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(scalars[name]):
+                raise NotFiniteError(f"{name} is {scalars[name]} at step {step}")
+        self._bar.update(1)
+        if step % self._config.log_every == 0 or step == self._config.steps:
+            now = time.perf_counter()
+            steps, seconds = step - self._since[0], now - self._since[1]
+            speed = {
+                "samples_per_second": steps * self._config.batch_size / seconds,
+                "data_wait": self._waited / seconds,
+            }
+            self.write(step, scalars | speed)
+            self._bar.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
+            self._waited, self._since = 0.0, (step, now)
+        return scalars
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """One line and one TensorBoard event."""
+        values = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
+        try:
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._events.add_event(Event(step=step, summary=Summary(value=values)))
+        except OSError as error:
+            if not self._warned:
+                logger.error("metrics of step %d could not be written: %s", step, error)
+            self._warned = True
+
+    def close(self) -> None:
+        """Flush and close the bar and both files."""
+        self._bar.close()
+        self._file.close()
+        self._events.close()
+
+
+def plot_loss(workdir: pathlib.Path) -> None:
+    """`loss.png`: loss, its two terms, and in-batch accuracy over steps, from metrics.jsonl."""
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
+    if not rows:
+        return
+    steps = np.array([row["step"] for row in rows])
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, style in (("loss", "-"), ("alignment", "--"), ("uniformity", ":")):
+        left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, label=name)
+    left.set(xlabel="step", ylabel="nats", title="InfoNCE = alignment + uniformity")
+    left.legend(frameon=False)
+    right.plot(steps, [100 * row["accuracy"] for row in rows], linewidth=1.0, color="tab:green")
+    right.set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(workdir / "loss.png", dpi=120)

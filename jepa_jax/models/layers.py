@@ -1,0 +1,176 @@
+"""Layers shared by the parts: norms, linear maps, rotary positions, the run over a stack."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from jepa_jax.config import RopeScaling
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, computed in float32.
+
+    `unit_offset` stores the gain as an offset from 1, and multiplies before the cast back to the
+    activations' type, as Gemma does; Llama casts first.
+    """
+
+    def __init__(self, width: int, *, eps: float, unit_offset: bool = False):
+        init = jnp.zeros if unit_offset else jnp.ones
+        self.scale = nnx.Param(init((width,), jnp.float32))
+        self.eps = eps
+        self.unit_offset = unit_offset
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D] in the type of `x`."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        if self.unit_offset:
+            return (y * (1.0 + self.scale[...])).astype(x.dtype)
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+def layer_norm(width: int, *, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with the two-pass variance: the one-pass form loses digits at float32."""
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def linear(d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, bias: bool = False) -> nnx.Linear:
+    """Linear map with float32 weights that computes in `dtype`."""
+    return nnx.Linear(d_in, d_out, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+class GatedMLP(nnx.Module):
+    """down(act(gate(x)) * up(x)): Llama's (SiLU) and Gemma's (tanh GELU)."""
+
+    def __init__(self, width: int, mlp_width: int, activation: Callable, *, dtype, rngs: nnx.Rngs):
+        make = functools.partial(linear, dtype=dtype, rngs=rngs)
+        self.gate = make(width, mlp_width)
+        self.up = make(width, mlp_width)
+        self.down = make(mlp_width, width)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """Radians per position of each rotary pair: [A / 2] float64.
+
+    With `scaling`, Llama 3's: wavelengths beyond `original_length / low_frequency_factor` are
+    stretched by `factor`, those below `original_length / high_frequency_factor` kept, and those
+    between blended linearly.
+    """
+    frequencies = theta ** -(np.arange(0, head_size, 2) / head_size)
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_length * frequencies / (2 * np.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (keep + (1.0 - keep) / scaling.factor)
+
+
+def rope_table(length: int, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine for positions 0..L-1, laid out for `rotate_halves`: two [L, A] float32."""
+    angles = np.arange(length)[:, None] * frequencies[None, :]
+    angles = np.concatenate([angles, angles], axis=-1)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _apply_rotation(x, partner, table):
+    """x * cos + partner * sin over heads, in float32: [B, L, K, A]."""
+    cos, sin = (jnp.asarray(t)[:, None, :] for t in table)
+    return (x.astype(jnp.float32) * cos + partner.astype(jnp.float32) * sin).astype(x.dtype)
+
+
+def rotate_halves(x: jax.Array, table) -> jax.Array:
+    """Rotary positions with pairs (i, i + A/2), as Llama and Gemma: [B, L, K, A] -> the same."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return _apply_rotation(x, jnp.concatenate([-second, first], axis=-1), table)
+
+
+def rotate_neighbours(x: jax.Array, table) -> jax.Array:
+    """Rotary positions with pairs (2i, 2i + 1), as V-JEPA 2: [B, L, K, A] -> the same."""
+    even = np.arange(x.shape[-1]) % 2 == 0
+    partner = jnp.where(even, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+    return _apply_rotation(x, partner, table)
+
+
+def shard_batch(x: jax.Array) -> jax.Array:
+    """Pin the first axis of an activation to every axis of the mesh in context.
+
+    Without the pin the compiler may choose to replicate activations, which at the paper's batch
+    costs hundreds of gigabytes a chip. With no mesh in context this does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
+
+
+def _gather(params):
+    """Every device gets the whole of one layer's parameters, inside the rematerialised body: the
+    gathered copy of a layer lives only while that layer runs."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+    return jax.tree.map(lambda p: jax.lax.with_sharding_constraint(p, PartitionSpec()), params)
+
+
+class Stack(nnx.Module):
+    """S layers of one kind, their parameters stacked along a new first axis."""
+
+    def __init__(
+        self,
+        make_layer: Callable[[nnx.Rngs], nnx.Module],
+        layers: int,
+        *,
+        remat: bool,
+        scan: bool,
+        rngs: nnx.Rngs,
+    ):
+        create = nnx.vmap(make_layer, in_axes=0, out_axes=0)
+        self.stacked = create(nnx.Rngs(params=jax.random.split(rngs.params(), layers)))
+        self.layers = layers
+        self.remat = remat
+        self.scan = scan
+
+    def __call__(self, x: jax.Array, context=None, per_layer: np.ndarray | None = None):
+        """Run all layers in order.
+
+        Args:
+          x: [B, L, D].
+          context: a pytree every layer is given (masks, rotary tables).
+          per_layer: [S] what differs from layer to layer, given to layer s as `per_layer[s]`.
+
+        Returns:
+          [B, L, D].
+        """
+        per_layer = np.zeros(self.layers) if per_layer is None else np.asarray(per_layer)
+
+        def body(x, layer, flag):
+            return shard_batch(_gather(layer)(x, context, flag))
+
+        if self.remat:
+            body = jax.checkpoint(body)
+        if self.scan:
+            step = lambda x, inputs: (body(x, *inputs), None)
+            return jax.lax.scan(step, shard_batch(x), (self.stacked, per_layer))[0]
+        # `unstack` is one split whose gradient is one concatenation; indexing layer by layer would
+        # add S arrays of the whole stack's size in the backward pass.
+        leaves, treedef = jax.tree.flatten(self.stacked)
+        x = shard_batch(x)
+        for s, layer in enumerate(zip(*map(jnp.unstack, leaves), strict=True)):
+            x = body(x, jax.tree.unflatten(treedef, layer), per_layer[s])
+        return x
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the positions where `mask` holds, in float32: [B, L, D], [B, L] -> [B, D]."""
+    weights = mask.astype(jnp.float32)
+    total = jnp.einsum("BLD,BL->BD", x, weights, preferred_element_type=jnp.float32)
+    return (total / jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)).astype(x.dtype)

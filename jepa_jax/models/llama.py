@@ -1,0 +1,81 @@
+"""Llama 3 blocks, shared by the predictor and the Y-Decoder."""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jepa_jax.config import LlamaConfig
+from jepa_jax.models.attention import attention, attention_mask
+from jepa_jax.models.layers import (
+    GatedMLP,
+    RMSNorm,
+    Stack,
+    linear,
+    rope_frequencies,
+    rope_table,
+    rotate_halves,
+)
+
+
+class Block(nnx.Module):
+    """Pre-norm block: grouped-query rotary attention, then a gated SiLU MLP; no biases."""
+
+    def __init__(self, config: LlamaConfig, *, dtype, rngs: nnx.Rngs):
+        make = functools.partial(linear, dtype=dtype, rngs=rngs)
+        self.norm1 = RMSNorm(config.width, eps=config.norm_eps)
+        self.query = make(config.width, config.heads * config.head_size)
+        self.key = make(config.width, config.kv_heads * config.head_size)
+        self.value = make(config.width, config.kv_heads * config.head_size)
+        self.out = make(config.heads * config.head_size, config.width)
+        self.norm2 = RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = GatedMLP(config.width, config.mlp_width, jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.head_size = config.head_size
+
+    def __call__(self, x: jax.Array, context, _) -> jax.Array:
+        """[B, L, D] -> [B, L, D]; `context` is (mask, rotary table)."""
+        mask, table = context
+        y = self.norm1(x)
+        q, k, v = (f(y).reshape(*y.shape[:2], -1, self.head_size) for f in (self.query, self.key, self.value))
+        y = attention(rotate_halves(q, table), rotate_halves(k, table), v, mask=mask)
+        x = x + self.out(y.reshape(*x.shape[:2], -1))
+        return x + self.mlp(self.norm2(x))
+
+
+class Llama(nnx.Module):
+    """A stack of Llama blocks and the final norm: embeddings in, hidden states out."""
+
+    def __init__(self, config: LlamaConfig, *, dtype, remat: bool, scan: bool, rngs: nnx.Rngs):
+        self.config = config
+        self.blocks = Stack(
+            lambda r: Block(config, dtype=dtype, rngs=r),
+            config.layers,
+            remat=remat,
+            scan=scan,
+            rngs=rngs,
+        )
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+
+    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """Hidden states after the final norm.
+
+        Args:
+          x: [B, L, D] input embeddings at positions 0..L-1.
+          valid: [B, L] bool, False where a position is padding and must not be seen.
+
+        Returns:
+          [B, L, D].
+        """
+        config = self.config
+        length = x.shape[1]
+        frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
+        table = rope_table(length, frequencies)
+        mask = attention_mask(length, valid=valid, causal=config.causal)
+        return self.norm(self.blocks(x, (mask, table)))
+
+
+def token_embedding(config: LlamaConfig, *, rngs: nnx.Rngs) -> nnx.Param:
+    """Token embedding table: [V, D] float32."""
+    init = jax.nn.initializers.normal(config.width**-0.5)
+    return nnx.Param(init(rngs.params(), (config.vocab_size, config.width), np.float32))

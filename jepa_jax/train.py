@@ -1,0 +1,228 @@
+"""Train a VL-JEPA.
+
+    python -m jepa_jax.train [--config=FILE.py] [--workdir=DIR] [--config.SECTION.FIELD=VALUE ...]
+
+Without arguments it runs the demo. The same command again goes on where the run stopped.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jepa_jax import evaluate, flags
+from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
+from jepa_jax.config import Config
+from jepa_jax.data import pipeline
+from jepa_jax.data.tokenizer import load_tokenizers
+from jepa_jax.evaluation.emoji_motion import TASKS
+from jepa_jax.inference import Model
+from jepa_jax.losses import info_nce
+from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
+from jepa_jax.optim import learning_rate_schedule, make_optimizer
+from jepa_jax.sharding import make_mesh, shard_global_batch
+from jepa_jax.state import TrainState, abstract_state, from_items, init_state, to_items
+
+
+def loss_fn(
+    trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, config: Config, batch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and metrics of a batch, as a function of the parameters that train."""
+    model = nnx.merge(graphdef, trained, frozen)
+    visual = model.encode_frames(batch["frames"])
+    predicted = model.predict(visual, batch["query"], batch["query_mask"])
+    target = model.embed_text(batch["target"], batch["target_mask"])
+    logit_scale = jnp.exp(model.log_logit_scale[...])
+    loss, metrics = info_nce(predicted, target, batch["target_id"], logit_scale)
+    return loss, {**metrics, "temperature": 1 / logit_scale}
+
+
+def train_step(
+    state: TrainState, batch: dict[str, jax.Array], graphdef: nnx.GraphDef, config: Config
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step over a global batch.
+
+    Args:
+      state: the run's state.
+      batch: as `pipeline.batches` makes it, on the device.
+      graphdef, config: static.
+
+    Returns:
+      The next state and float32 scalars: `loss`, `alignment`, `uniformity`, `accuracy`,
+      `temperature`, `grad_norm`, `learning_rate`.
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, metrics), grads = gradient(state.trained, state.frozen, graphdef, config, batch)
+    optimizer = make_optimizer(config.optim, config.steps)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
+    metrics |= {
+        "loss": loss,
+        "grad_norm": optax.global_norm(grads),
+        "learning_rate": learning_rate_schedule(config.optim, config.steps)(state.step),
+    }
+    trained = optax.apply_updates(state.trained, updates)
+    if config.loss.learnable_temperature:
+        # Clipped after the update, not inside the loss, where a value beyond the cap would get no
+        # gradient and never come back.
+        scale = trained["log_logit_scale"]
+        scale[...] = jnp.minimum(scale[...], math.log(config.loss.max_logit_scale))
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        trained=trained,
+        optimizer=optimizer_state,
+    )
+    return state, metrics
+
+
+class _StopFlag:
+    """Set by SIGTERM and SIGINT; the loop looks at it between steps. A second signal kills."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._set)
+
+    def _set(self, number, _):
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def open_data(config: Config, mesh: Mesh):
+    """The training batches and both tokenizers.
+
+    Raises:
+      ValueError: batch, mesh, data and tokenizers do not fit together.
+    """
+    if config.batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices"
+        )
+    tokenizers = load_tokenizers(config)
+    dataset = pipeline.batches(
+        config,
+        pipeline.open_source(config.data),
+        tokenizers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return dataset, tokenizers
+
+
+def train(config: Config, workdir: pathlib.Path) -> int:
+    """Train to `config.steps`, going on from the work directory's last whole checkpoint, evaluate.
+
+    Returns:
+      The exit status: 0 when all is done, 128 + the signal when one stopped it, 1 when the last
+      checkpoint could not be written.
+
+    Raises:
+      ValueError: the configuration does not fit this machine or the data.
+      DamagedCheckpointError: there are checkpoints, none of them whole.
+      NotFiniteError: the loss or the gradient norm is NaN or infinite.
+    """
+    stop = _StopFlag()
+    mesh = make_mesh(config.fsdp)
+    dataset, tokenizers = open_data(config, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / "config.json", flags.config_to_json(config))
+    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
+    with jax.set_mesh(mesh), contextlib.closing(checkpointer):
+        graphdef, template = abstract_state(config, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, template)
+        restored = checkpointer.restore_latest(to_items(template))
+        if restored is None:
+            start, data_state = 0, None
+            state = jax.jit(lambda: init_state(config)[1], out_shardings=shardings)()
+        else:
+            start, items, data_state = restored
+            state = from_items(items, config)
+            print(f"resuming from step {start} of {config.steps}")
+        step_fn = jax.jit(
+            train_step,
+            static_argnames=("graphdef", "config"),
+            donate_argnames="state",
+            out_shardings=(shardings, None),
+        )
+        iterator = pipeline.iterate(dataset, config.data, data_state)
+        validation = evaluate.Validation(config, tokenizers)
+        log = RunLog(workdir, config, start)
+        unlogged = None
+        with contextlib.closing(log):
+            for step in range(start + 1, config.steps + 1):
+                with log.data_wait():
+                    batch = shard_global_batch(next(iterator), mesh)
+                state, metrics = step_fn(state, batch, graphdef=graphdef, config=config)
+                # Step N is under way before step N - 1 is read, so the device never waits for us.
+                if unlogged:
+                    log.step(*unlogged)
+                unlogged = (step, metrics)
+                if step % config.checkpoint.every and step < config.steps and not stop.signal:
+                    continue
+                scores = log.step(*unlogged)  # raises before a state that is not finite is saved
+                unlogged = None
+                if config.checkpoint.best_metric != "loss":
+                    scores |= validation(nnx.merge(graphdef, state.trained, state.frozen))
+                    log.write(step, scores)
+                checkpointer.save(step, to_items(state), iterator.get_state(), scores)
+                if stop.signal and step < config.steps:
+                    checkpointer.wait()
+                    print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
+                    return 128 + stop.signal
+        checkpointer.wait()
+    plot_loss(workdir)
+    model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
+    evaluate.evaluate(model, workdir, list(TASKS))
+    if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
+        print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Raise UsageError where the work directory holds a run of another config."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    old = flags.flatten(flags.config_from_json(file.read_text(), str(file)))
+    new = flags.flatten(config)
+    changed = [
+        f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise flags.UsageError(
+            f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
+            f"{'; ...' if len(changed) > 3 else ''}): name another --workdir"
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; see the module's docstring."""
+    parser = flags.parser(__doc__)
+    parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
+    parser.add_argument("--workdir", help="where everything is written (default: runs/NAME)")
+    values, overrides = flags.parse(arguments, parser)
+    config = flags.override(flags.load_config(values.config), overrides)
+    workdir = pathlib.Path(values.workdir or f"runs/{config.name}").absolute()
+    check_workdir(config, workdir)
+    try:
+        return train(config, workdir)
+    except (ValueError, DamagedCheckpointError) as error:
+        raise flags.UsageError(str(error)) from error
+    except NotFiniteError as error:
+        print(f"error: {error}; the last good checkpoint is in {workdir}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main, sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""Installation: `pip install -e .`, with extras for what only some need."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jepa_jax/__init__.py").read_text()).group(1)
+
+EXTRAS = {
+    # Accelerators: the same program, another JAX back end.
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "gpu": ["jax[cuda13]>=0.10.2"],
+    # PyTorch is only the reference that conversions and tests compare with.
+    "convert": ["torch>=2.6", "safetensors>=0.5"],
+    "test": ["pytest>=8.3", "ruff>=0.14", "psutil>=6"],
+}
+
+setup(
+    name="jepa_jax",
+    version=VERSION,
+    description="VL-JEPA in JAX and Flax: predict the embedding of an answer, not its tokens",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The run configs are installed inside the package, so that the demo runs from any folder.
+    packages=[
+        *find_packages(include=["jepa_jax", "jepa_jax.*", "weights_conversion"]),
+        "jepa_jax.configs",
+    ],
+    package_dir={"jepa_jax.configs": "configs"},
+    package_data={"jepa_jax.data.emoji_motion": ["emoji.npz", "tokenizer/*.json"]},
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "tensorflow-datasets>=4.9.10",
+        # TFDS 4.9.10 imports it on Python 3.11 without asking for it.
+        "importlib_resources>=6.4",
+        "array_record>=0.8.3",
+        "transformers>=5.0",
+        "tokenizers>=0.22",
+        "pydantic>=2.10",
+        "etils[epath]>=1.13",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "tqdm>=4.67",
+        "matplotlib>=3.9",
+        # TensorBoard's event writer, which needs no TensorFlow.
+        "tensorboard>=2.19",
+    ],
+    extras_require=EXTRAS,
+)
