@@ -1,0 +1,191 @@
+"""A checkpoint is whole or it is not used; a failing disk does not stop training."""
+
+import logging
+import pathlib
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, fingerprint
+from jepa_jax.config import CheckpointConfig
+from jepa_jax.sharding import make_mesh, parameter_shardings
+
+
+def items(seed: int) -> dict:
+    """Arrays of several types, one of them large enough for a file of its own."""
+    key = jax.random.key(seed)
+    return {
+        "params": {"kernel": jax.random.normal(key, (257, 128)), "scale": jnp.full((3,), seed, jnp.bfloat16)},
+        "training": {"step": jnp.asarray(seed), "key": key, "flag": jnp.asarray([True, False])},
+    }
+
+
+def template(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def equal(a, b) -> bool:
+    return all(bool(jnp.all(x == y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def largest_file(folder: pathlib.Path) -> pathlib.Path:
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints 1, 2, 3 and the Checkpointer's arguments."""
+    config = CheckpointConfig(keep=3, best_metric="loss")
+    checkpointer = Checkpointer(tmp_path / "checkpoints", config)
+    for step in (1, 2, 3):
+        checkpointer.save(step, items(step), {"next_index": step}, {"loss": float(step)})
+    checkpointer.close()
+    return tmp_path / "checkpoints", config
+
+
+def test_restores_what_was_saved(saved):
+    checkpointer = Checkpointer(*saved)
+    step, found, data = checkpointer.restore_latest(template(items(0)))
+    assert step == 3
+    assert data == {"next_index": 3}
+    assert equal(found, items(3))
+    checkpointer.close()
+
+
+def test_restores_one_item_alone(saved):
+    checkpointer = Checkpointer(*saved, read_only=True)
+    found, _ = checkpointer.restore({"params": template(items(0))["params"]}, 2)
+    assert list(found) == ["params"]
+    assert equal(found["params"], items(2)["params"])
+    checkpointer.close()
+
+
+def test_keeps_the_latest_and_the_best(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig(keep=2, best_metric="recall_at_1"))
+    for step, recall in enumerate((0.1, 0.9, 0.3, 0.2, 0.4), start=1):
+        checkpointer.save(step, items(step), {}, {"recall_at_1": recall})
+    checkpointer.wait()
+    assert checkpointer.steps() == [2, 4, 5]
+    checkpointer.close()
+
+
+def damage_by_flipping(step_dir: pathlib.Path) -> None:
+    file = largest_file(step_dir)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x01
+    file.write_bytes(data)
+
+
+def damage_by_cutting(step_dir: pathlib.Path) -> None:
+    file = largest_file(step_dir)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def damage_by_deleting(step_dir: pathlib.Path) -> None:
+    largest_file(step_dir).unlink()
+
+
+def damage_by_emptying(step_dir: pathlib.Path) -> None:
+    shutil.rmtree(step_dir)
+    step_dir.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_by_flipping, damage_by_cutting, damage_by_deleting, damage_by_emptying]
+)
+def test_damage_falls_back_to_the_last_whole_one_and_says_so(saved, damage, caplog):
+    directory, config = saved
+    damage(directory / "3")
+    checkpointer = Checkpointer(directory, config)
+    with caplog.at_level(logging.ERROR):
+        step, found, data = checkpointer.restore_latest(template(items(0)))
+    assert step == 2
+    assert data == {"next_index": 2}
+    assert equal(found, items(2))
+    assert "3 is damaged" in caplog.text
+    assert (directory.parent / "damaged-3").is_dir()
+    # The step that was set aside can be saved again.
+    checkpointer.save(3, items(3), {"next_index": 3}, {"loss": 3.0})
+    checkpointer.close()
+    again = Checkpointer(directory, config)
+    assert again.restore_latest(template(items(0)))[0] == 3
+    again.close()
+
+
+def test_nothing_whole_is_an_error_not_a_fresh_start(saved):
+    directory, config = saved
+    for step in (1, 2, 3):
+        damage_by_cutting(directory / str(step))
+    checkpointer = Checkpointer(directory, config)
+    with pytest.raises(DamagedCheckpointError, match="none of the checkpoints"):
+        checkpointer.restore_latest(template(items(0)))
+    checkpointer.close()
+
+
+def test_reading_moves_nothing(saved):
+    directory, config = saved
+    damage_by_cutting(directory / "3")
+    checkpointer = Checkpointer(directory, config, read_only=True)
+    assert checkpointer.restore_latest(template(items(0)))[0] == 2
+    assert (directory / "3").is_dir()
+    checkpointer.close()
+
+
+def test_no_checkpoint_yet_is_none(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig())
+    assert checkpointer.restore_latest(template(items(0))) is None
+    checkpointer.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB, which the first checkpoint nearly fills."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(small_disk, caplog):
+    big = {"params": {"kernel": jax.random.normal(jax.random.key(0), (300, 1000))}, "training": {"step": jnp.asarray(1)}}
+    checkpointer = Checkpointer(small_disk / "c", CheckpointConfig(keep=5, best_metric="loss"))
+    with caplog.at_level(logging.ERROR):
+        for step in (1, 2, 3):
+            checkpointer.save(step, big, {"next_index": step}, {"loss": 1.0})
+        checkpointer.wait()
+    assert checkpointer.failed_saves == 2
+    assert "saving step 2 failed, training goes on (last good checkpoint: step 1)" in caplog.text
+    assert checkpointer.steps() == [1]
+    assert [f.name for f in (small_disk / "c").iterdir()] == ["1"], "half-written files are left behind"
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    checkpointer.save(4, big, {"next_index": 4}, {"loss": 1.0})
+    checkpointer.close()
+    again = Checkpointer(small_disk / "c", CheckpointConfig(keep=5, best_metric="loss"))
+    step, found, _ = again.restore_latest({"params": template(big["params"])})
+    assert step == 4
+    assert equal(found["params"], big["params"])
+    again.close()
+
+
+def test_fingerprint_does_not_depend_on_the_mesh():
+    tree = items(5)["params"]
+    split = jax.device_put(tree, parameter_shardings(tree, make_mesh(4)))
+    assert not split["kernel"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(fingerprint(split), fingerprint(tree))
+
+
+def test_fingerprint_sees_a_swap_and_a_single_bit():
+    x = jnp.arange(1.0, 12.0)
+    swapped = x.at[jnp.array([2, 7])].set(x[jnp.array([7, 2])])
+    bit = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.uint32) ^ 1, jnp.float32)
+    checksums = {int(fingerprint({"x": y})[0]) for y in (x, swapped, x.at[3].set(bit[3]))}
+    assert len(checksums) == 3

@@ -1,0 +1,135 @@
+"""The command line: overrides, and one clear sentence for each mistake."""
+
+import dataclasses
+
+import pytest
+
+from jepa_jax import flags
+from jepa_jax.config import Config
+
+CONFIG = flags.load_config("configs/demo.py")
+
+
+def test_overrides_change_only_what_they_name():
+    assignments = [("optim.learning_rate", "1e-4"), ("model.predictor.layers", "3"), ("data.data_dir", "/x")]
+    changed = flags.override(CONFIG, assignments)
+    before, after = flags.flatten(CONFIG), flags.flatten(changed)
+    assert {k for k in before if before[k] != after[k]} == {path for path, _ in assignments}
+    assert changed.optim.learning_rate == 1e-4
+    assert changed.data.data_dir == "/x"
+
+
+def test_a_config_survives_json():
+    assert flags.config_from_json(flags.config_to_json(CONFIG), "test") == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("null", None), ("None", None), ("0.5", 0.5), ("2", 2.0)], ids=str
+)
+def test_values_are_literals(text, value):
+    assert flags.override(CONFIG, [("optim.clip_norm", text)]).optim.clip_norm == value
+
+
+def test_fields_that_depend_on_each_other_change_together():
+    changed = flags.override(CONFIG, [("model.x_encoder.width", "96"), ("model.x_encoder.heads", "4")])
+    assert changed.model.x_encoder.head_size == 24
+
+
+def test_one_kind_of_pair_can_be_weighted():
+    weights = flags.override(CONFIG, [("data.pair_weights.how_many", "7.0")]).data.pair_weights
+    assert weights == {**CONFIG.data.pair_weights, "how_many": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("optim.learning_rat", "1", "optim has no field 'learning_rat'; did you mean learning_rate?"),
+        ("optin.learning_rate", "1", "the config has no field 'optin'; did you mean optim?"),
+        ("steps", "many", "steps='many': input should be a valid integer"),
+        ("steps", "-3", "steps=-3: input should be greater than 0"),
+        ("steps", "2.5", "steps=2.5: input should be a valid integer"),
+        ("optim.schedule", "linear", "optim.schedule='linear': input should be 'constant' or 'cosine'"),
+        ("model.compute_dtype", "float16", "input should be 'float32' or 'bfloat16'"),
+        ("optim.learning_rate", "nan", "optim.learning_rate="),
+        ("model.x_encoder.heads", "7", "x_encoder.width=192 is not a multiple of x_encoder.heads=7"),
+        ("model.x_encoder.image_size", "33", "image_size=33 is not a multiple of x_encoder.patch_size=8"),
+        ("model.predictor.kv_heads", "3", "predictor.heads=4 is not a multiple of predictor.kv_heads=3"),
+        ("data.frames", "6", "data.frames=6 is not a multiple of model.x_encoder.tubelet_size=4"),
+        ("fsdp", "5", "batch_size=64 is not a multiple of fsdp=5"),
+        ("data.length_buckets", "()", "tuple should have at least 1 item"),
+        ("data.length_buckets", "((16,16),(8,8))", "must ascend"),
+        ("loss.temperature", "0.001", "loss.temperature=0.001 is below 1/max_logit_scale=0.01"),
+        ("optim", "3", "optim is a section; set one of its fields: learning_rate"),
+        ("steps.more", "3", "steps has no fields of its own"),
+        ("optim.warmup_steps", "100000", "optim.warmup_steps=100000 exceeds steps"),
+    ],
+)
+def test_a_bad_override_is_one_sentence(path, value, sentence):
+    with pytest.raises(flags.UsageError) as error:
+        flags.override(CONFIG, [(path, value)])
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("config = (", "line 1 does not run: SyntaxError"),
+        ("import nothing_of_the_kind", "does not run: ModuleNotFoundError"),
+        ("x = 1", "must define `config`"),
+        (
+            "from jepa_jax.config import OptimConfig\nOptimConfig(learning_rat=1.0)",
+            "unexpected keyword argument",
+        ),
+        ("from jepa_jax.config import XEncoderConfig\nXEncoderConfig(width='8')", "width='8'"),
+    ],
+)
+def test_a_bad_config_file_is_one_sentence(tmp_path, text, sentence):
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(flags.UsageError) as error:
+        flags.load_config(str(file))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(flags.UsageError, match=r"no config file 'configs/nowhere\.py'"):
+        flags.load_config("configs/nowhere.py")
+
+
+def test_the_shipped_demo_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert flags.load_config("configs/demo.py") == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--workdri=x"], "unknown argument '--workdri=x'"),
+        (["demo"], "unknown argument 'demo'"),
+        (["--workdir"], "expected one argument"),
+        (["--config.steps"], "--config.steps needs a value"),
+        (["--config.steps", "--workdir=x"], "--config.steps needs a value"),
+    ],
+)
+def test_a_bad_command_line_is_one_sentence(arguments, sentence, capsys):
+    parser = flags.parser("test")
+    parser.add_argument("--workdir")
+    assert flags.run(lambda words: flags.parse(words, parser), arguments) == 2
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
+
+
+def test_overrides_may_stand_apart_from_their_values():
+    parser = flags.parser("test")
+    parser.add_argument("--workdir")
+    values, overrides = flags.parse(["--config.steps", "3", "--workdir", "w", "--config.seed=1"], parser)
+    assert values.workdir == "w"
+    assert overrides == [("steps", "3"), ("seed", "1")]
+
+
+def test_every_section_is_reachable():
+    assert all(name in flags.flatten(CONFIG) for name in ("seed", "model.y_encoder.window", "eval.clips"))
+    assert {f.name for f in dataclasses.fields(Config)} <= {n.split(".")[0] for n in flags.flatten(CONFIG)}
