@@ -324,8 +324,9 @@ class DataConfig:
     """What is read and how it becomes a batch.
 
     `length_buckets` are (query, target) token lengths, ascending; all of a global batch is padded
-    to one of them. Longer texts are cut to the last. `pair_weights` are the relative odds of each
-    kind of (query, target) pair of a record; a kind left out is not drawn. `target_prefix` is put
+    to one of them. Longer texts are cut to the last. `pair_weights` are (kind, relative
+    odds) of a record's (query, target) pairs; a kind left out is not drawn, and without any all have
+    the same odds. `target_prefix` is put
     before every target and candidate text alike.
     """
 
@@ -338,7 +339,7 @@ class DataConfig:
     query_tokenizer: str = "emoji_motion"
     target_tokenizer: str = "emoji_motion"
     target_prefix: str = ""
-    pair_weights: dict[str, PositiveFloat] | None = None
+    pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
     threads: Positive = 2
     prefetch: Positive = 4
 

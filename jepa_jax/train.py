@@ -153,7 +153,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             out_shardings=(shardings, None),
         )
         iterator = pipeline.iterate(dataset, config.data, data_state)
-        validation = evaluate.Validation(config, tokenizers)
+        by_recall = config.checkpoint.best_metric == "recall_at_1"
+        validation = evaluate.Validation(config, tokenizers) if by_recall else None
         log = RunLog(workdir, config, start)
         unlogged = None
         with contextlib.closing(log):
@@ -169,9 +170,10 @@ def train(config: Config, workdir: pathlib.Path) -> int:
                     continue
                 scores = log.step(*unlogged)  # raises before a state that is not finite is saved
                 unlogged = None
-                if config.checkpoint.best_metric != "loss":
-                    scores |= validation(nnx.merge(graphdef, state.trained, state.frozen))
-                    log.write(step, scores)
+                if validation:
+                    recall = validation(nnx.merge(graphdef, state.trained, state.frozen))
+                    log.write(step, recall)
+                    scores |= recall
                 checkpointer.save(step, to_items(state), iterator.get_state(), scores)
                 if stop.signal and step < config.steps:
                     checkpointer.wait()
@@ -180,7 +182,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         checkpointer.wait()
     plot_loss(workdir)
     model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
-    evaluate.evaluate(model, workdir, list(TASKS))
+    if config.eval.splits:
+        evaluate.evaluate(model, workdir, list(TASKS))
     if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
         print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
         return 1

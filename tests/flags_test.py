@@ -35,11 +35,6 @@ def test_fields_that_depend_on_each_other_change_together():
     assert changed.model.x_encoder.head_size == 24
 
 
-def test_one_kind_of_pair_can_be_weighted():
-    weights = flags.override(CONFIG, [("data.pair_weights.how_many", "7.0")]).data.pair_weights
-    assert weights == {**CONFIG.data.pair_weights, "how_many": 7.0}
-
-
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [

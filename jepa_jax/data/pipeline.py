@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jepa_jax.config import Config, DataConfig
-from jepa_jax.data import emoji_motion  # noqa: F401 (registers the default dataset with TFDS)
+from jepa_jax.data.emoji_motion import builder as _registers_the_default_dataset  # noqa: F401
 from jepa_jax.data.preprocess import resize_and_crop, sample_frames
 
 
@@ -68,8 +68,8 @@ class _MakeExample(grain.transforms.RandomMap):
 
     def random_map(self, record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         pairs = pairs_of(record)
-        weights = self._data.pair_weights
-        odds = np.array([1.0 if weights is None else weights.get(kind, 0.0) for kind, _, _ in pairs])
+        weights = dict(self._data.pair_weights)
+        odds = np.array([weights.get(kind, 0.0) if weights else 1.0 for kind, _, _ in pairs])
         if not odds.any():
             raise ValueError(
                 f"data.pair_weights={weights} gives no odds to any of a record's kinds of pairs: "

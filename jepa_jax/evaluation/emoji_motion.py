@@ -55,19 +55,24 @@ def what_does_it_do(subject: Subject, clips: list[Clip], _: EvalConfig):
     return top_k_metrics(predicted, classes, labels, ks=(1,))
 
 
+def words(target: str) -> list[str]:
+    """The words of an answer, without its punctuation."""
+    return target.replace(",", "").split()
+
+
 def vqa(subject: Subject, clips: list[Clip], _: EvalConfig):
     """Closed questions (is some thing present, how many are there), the nearest candidate wins.
 
     `accuracy` counts every question alike. Chance is that of always giving the commonest answer.
     """
     candidates = {
-        "is_present": [texts.yes_phrasings(), texts.no_phrasings()],
+        "is_present": [["yes", "yes, there is"], ["no", "no, there is not"]],
         "how_many": [texts.count_phrasings(1), texts.count_phrasings(2)],
     }
     metrics, totals = {}, np.zeros(3)
     for kind, phrasings in candidates.items():
         asked = [
-            (i, query, next(k for k, answers in enumerate(phrasings) if target in answers))
+            (i, query, next(k for k, (word, *_) in enumerate(phrasings) if word in words(target)))
             for i, clip in enumerate(clips)
             for found, query, target in clip.pairs
             if found == kind
