@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -170,6 +171,15 @@ def parse(
                 raise UsageError(f"--config.{path} needs a value: --config.{path}=VALUE")
         overrides.append((path, value))
     return flags, overrides
+
+
+@contextlib.contextmanager
+def as_usage_errors(*kinds: type[Exception]):
+    """Turn exceptions of these kinds, raised inside, into a `UsageError` of their first line."""
+    try:
+        yield
+    except kinds as error:
+        raise UsageError(str(error).splitlines()[0]) from error
 
 
 def run(main, arguments: list[str]) -> int:

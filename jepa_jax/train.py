@@ -125,20 +125,25 @@ def train(config: Config, workdir: pathlib.Path) -> int:
       checkpoint could not be written.
 
     Raises:
-      ValueError: the configuration does not fit this machine or the data.
-      DamagedCheckpointError: there are checkpoints, none of them whole.
+      UsageError: the configuration does not fit this machine or the data, the work directory cannot
+        be written, or it has checkpoints and none is whole.
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
     """
     stop = _StopFlag()
-    mesh = make_mesh(config.fsdp)
-    dataset, tokenizers = open_data(config, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / "config.json", flags.config_to_json(config))
+    # All that can be wrong with the configuration comes out before anything is written.
+    with flags.as_usage_errors(ValueError, OSError):
+        mesh = make_mesh(config.fsdp)
+        dataset, tokenizers = open_data(config, mesh)
+        by_recall = config.checkpoint.best_metric == "recall_at_1"
+        validation = evaluate.Validation(config, tokenizers) if by_recall else None
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "config.json", flags.config_to_json(config))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     with jax.set_mesh(mesh), contextlib.closing(checkpointer):
         graphdef, template = abstract_state(config, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, template)
-        restored = checkpointer.restore_latest(to_items(template))
+        with flags.as_usage_errors(DamagedCheckpointError):
+            restored = checkpointer.restore_latest(to_items(template))
         if restored is None:
             start, data_state = 0, None
             state = jax.jit(lambda: init_state(config)[1], out_shardings=shardings)()
@@ -153,8 +158,6 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             out_shardings=(shardings, None),
         )
         iterator = pipeline.iterate(dataset, config.data, data_state)
-        by_recall = config.checkpoint.best_metric == "recall_at_1"
-        validation = evaluate.Validation(config, tokenizers) if by_recall else None
         log = RunLog(workdir, config, start)
         unlogged = None
         with contextlib.closing(log):
@@ -220,8 +223,6 @@ def main(arguments: list[str]) -> int:
     check_workdir(config, workdir)
     try:
         return train(config, workdir)
-    except (ValueError, DamagedCheckpointError) as error:
-        raise flags.UsageError(str(error)) from error
     except NotFiniteError as error:
         print(f"error: {error}; the last good checkpoint is in {workdir}", file=sys.stderr)
         return 1

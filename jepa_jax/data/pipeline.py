@@ -4,6 +4,7 @@ Batch s is a pure function of (seed, s): every host takes its own rows of the sa
 a run can stop anywhere, on any number of hosts, and go on with nothing repeated or skipped.
 """
 
+import sys
 import zlib
 from collections.abc import Iterator
 
@@ -26,12 +27,14 @@ def open_source(data: DataConfig, split: str | None = None, *, with_frames: bool
         builder = tfds.builder(data.dataset, data_dir=data.data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(f"data.dataset={data.dataset!r}: no such dataset in TFDS") from error
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # it would write a line a second into a log file
     builder.download_and_prepare()
     split = data.split if split is None else split
     if split not in builder.info.splits:
         known = ", ".join(builder.info.splits)
         raise ValueError(f"{data.dataset} has no split {split!r}: it has {known}")
-    decoders = None if with_frames else tfds.decode.PartialDecoding({"pairs": True})
+    decoders = None if with_frames else {"frames": tfds.decode.SkipDecoding()}
     return builder.as_data_source(split=split, decoders=decoders)
 
 
@@ -57,6 +60,23 @@ def pairs_of(record) -> list[tuple[str, str, str]]:
     ]
 
 
+def pair_odds(pairs: list[tuple[str, str, str]], data: DataConfig) -> np.ndarray:
+    """The probability of drawing each of a record's pairs: [pairs] float.
+
+    Raises:
+      ValueError: `data.pair_weights` names none of the record's kinds.
+    """
+    weights = dict(data.pair_weights)
+    odds = np.array([weights.get(kind, 0.0) if weights else 1.0 for kind, _, _ in pairs])
+    if not odds.any():
+        kinds = ", ".join(sorted({kind for kind, _, _ in pairs}))
+        raise ValueError(
+            f"data.pair_weights={data.pair_weights} gives no odds to any kind of pair that a record has: "
+            f"{kinds}"
+        )
+    return odds / odds.sum()
+
+
 class _MakeExample(grain.transforms.RandomMap):
     """Record to example: one of its pairs, drawn by weight; frames sampled and cropped."""
 
@@ -68,14 +88,7 @@ class _MakeExample(grain.transforms.RandomMap):
 
     def random_map(self, record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         pairs = pairs_of(record)
-        weights = dict(self._data.pair_weights)
-        odds = np.array([weights.get(kind, 0.0) if weights else 1.0 for kind, _, _ in pairs])
-        if not odds.any():
-            raise ValueError(
-                f"data.pair_weights={weights} gives no odds to any of a record's kinds of pairs: "
-                f"{sorted({kind for kind, _, _ in pairs})}"
-            )
-        _, query, target = pairs[rng.choice(len(pairs), p=odds / odds.sum())]
+        _, query, target = pairs[rng.choice(len(pairs), p=pair_odds(pairs, self._data))]
         query_ids, query_mask = self._tokenizers[0](query, self._lengths[0])
         target_ids, target_mask = self._tokenizers[1](target, self._lengths[1])
         frames = sample_frames(record["frames"], self._data.frames)
@@ -140,6 +153,7 @@ def batches(
         raise ValueError(f"batch_size={config.batch_size} is not a multiple of the {process_count} hosts")
     if not len(source):
         raise ValueError(f"{config.data.dataset}, split {config.data.split!r}, has no records")
+    pair_odds(pairs_of(source[0]), config.data)  # so that a mistake comes out now, not in a thread
     buckets = config.data.length_buckets
     text_only = source
     if len(buckets) > 1:

@@ -16,12 +16,11 @@ class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, computed in float32.
 
     `unit_offset` stores the gain as an offset from 1, and multiplies before the cast back to the
-    activations' type, as Gemma does; Llama casts first.
+    activations' type, as Gemma does; Llama casts first. `gain` is where training from scratch starts.
     """
 
-    def __init__(self, width: int, *, eps: float, unit_offset: bool = False):
-        init = jnp.zeros if unit_offset else jnp.ones
-        self.scale = nnx.Param(init((width,), jnp.float32))
+    def __init__(self, width: int, *, eps: float, unit_offset: bool = False, gain: float = 1.0):
+        self.scale = nnx.Param(jnp.full((width,), gain - unit_offset, jnp.float32))
         self.eps = eps
         self.unit_offset = unit_offset
 
@@ -39,19 +38,37 @@ def layer_norm(width: int, *, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNor
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def linear(d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, bias: bool = False) -> nnx.Linear:
-    """Linear map with float32 weights that computes in `dtype`."""
-    return nnx.Linear(d_in, d_out, use_bias=bias, dtype=dtype, rngs=rngs)
+def linear(
+    d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, bias: bool = False, gain: float = 1.0
+) -> nnx.Linear:
+    """Linear map with float32 weights that computes in `dtype`; `gain` scales its initial output."""
+    init = jax.nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
+    return nnx.Linear(d_in, d_out, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+def residual_gain(layers: int) -> float:
+    """Initial gain of what a block adds to the residual stream, two additions a layer: the sum then
+    starts as large as its input, however deep the stack (GPT-2's rule)."""
+    return (2 * layers) ** -0.5
 
 
 class GatedMLP(nnx.Module):
     """down(act(gate(x)) * up(x)): Llama's (SiLU) and Gemma's (tanh GELU)."""
 
-    def __init__(self, width: int, mlp_width: int, activation: Callable, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        mlp_width: int,
+        activation: Callable,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        gain: float = 1.0,
+    ):
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.gate = make(width, mlp_width)
         self.up = make(width, mlp_width)
-        self.down = make(mlp_width, width)
+        self.down = make(mlp_width, width, gain=gain)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from jepa_jax.models.layers import (
     RMSNorm,
     Stack,
     linear,
+    residual_gain,
     rope_frequencies,
     rope_table,
     rotate_halves,
@@ -28,9 +29,10 @@ class Block(nnx.Module):
         self.query = make(config.width, config.heads * config.head_size)
         self.key = make(config.width, config.kv_heads * config.head_size)
         self.value = make(config.width, config.kv_heads * config.head_size)
-        self.out = make(config.heads * config.head_size, config.width)
+        gain = residual_gain(config.layers)
+        self.out = make(config.heads * config.head_size, config.width, gain=gain)
         self.norm2 = RMSNorm(config.width, eps=config.norm_eps)
-        self.mlp = GatedMLP(config.width, config.mlp_width, jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.mlp = GatedMLP(config.width, config.mlp_width, jax.nn.silu, gain=gain, dtype=dtype, rngs=rngs)
         self.head_size = config.head_size
 
     def __call__(self, x: jax.Array, context, _) -> jax.Array:

@@ -9,7 +9,14 @@ from flax import nnx
 
 from jepa_jax.config import XEncoderConfig
 from jepa_jax.models.attention import attention
-from jepa_jax.models.layers import Stack, layer_norm, linear, rope_frequencies, rotate_neighbours
+from jepa_jax.models.layers import (
+    Stack,
+    layer_norm,
+    linear,
+    residual_gain,
+    rope_frequencies,
+    rotate_neighbours,
+)
 
 
 def position_table(
@@ -50,10 +57,11 @@ class Block(nnx.Module):
         self.query = make(config.width, config.width)
         self.key = make(config.width, config.width)
         self.value = make(config.width, config.width)
-        self.out = make(config.width, config.width)
+        gain = residual_gain(config.layers)
+        self.out = make(config.width, config.width, gain=gain)
         self.norm2 = norm(config.width)
         self.up = make(config.width, config.mlp_width)
-        self.down = make(config.mlp_width, config.width)
+        self.down = make(config.mlp_width, config.width, gain=gain)
         self.head_size = config.head_size
 
     def __call__(self, x: jax.Array, table, _) -> jax.Array:

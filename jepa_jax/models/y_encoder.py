@@ -16,6 +16,7 @@ from jepa_jax.models.layers import (
     Stack,
     linear,
     masked_mean,
+    residual_gain,
     rope_frequencies,
     rope_table,
     rotate_halves,
@@ -35,11 +36,13 @@ class Block(nnx.Module):
         self.query_norm = norm(config.head_size)
         self.key_norm = norm(config.head_size)
         self.out = make(config.heads * config.head_size, config.width)
-        self.norm_after_attention = norm(config.width)
+        # The norms after attention and MLP decide how much a block adds.
+        gain = residual_gain(config.layers)
+        self.norm_after_attention = norm(config.width, gain=gain)
         self.norm_before_mlp = norm(config.width)
         gelu = functools.partial(jax.nn.gelu, approximate=True)
         self.mlp = GatedMLP(config.width, config.mlp_width, gelu, dtype=dtype, rngs=rngs)
-        self.norm_after_mlp = norm(config.width)
+        self.norm_after_mlp = norm(config.width, gain=gain)
         self.head_size = config.head_size
         self.scale = config.query_scalar**-0.5
 

@@ -2,12 +2,13 @@
 
 Importing this module is what makes `tfds.builder("emoji_motion")` known.
 
-    builder = EmojiMotion(config="32px", data_dir=DIR, file_format="array_record")
+    builder = EmojiMotion(config=make_config(ClipConfig(size=32)), data_dir=DIR, file_format="array_record")
     builder.download_and_prepare()
     source = builder.as_data_source(split="train")
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -24,41 +25,43 @@ and a motion that training never sees, the same things drawn by another artist, 
 are splits of their own."""
 
 
-# Every seen pair once: enough to try a program on, built in a few seconds.
-TINY = ClipConfig(
-    clips_per_pair=1,
-    validation_clips=64,
-    clips_per_unseen_pair=1,
-    unseen_art_clips=64,
-    clips_per_animation=1,
-)
+# The registered configs, by name; the first is the default.
+NAMED: dict[str, ClipConfig] = {
+    "32px": ClipConfig(size=32),
+    "48px": ClipConfig(size=48),
+    # Every seen pair once: enough to try a program on, built in a few seconds.
+    "tiny": ClipConfig(
+        clips_per_pair=1,
+        validation_clips=64,
+        clips_per_unseen_pair=1,
+        unseen_art_clips=64,
+        clips_per_animation=1,
+    ),
+}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class EmojiMotionConfig(tfds.core.BuilderConfig):
-    """A TFDS config around a `ClipConfig`.
+    """A TFDS config around a `ClipConfig`, which is what to render."""
 
-    Attributes:
-      clips: what to render.
-      workers: rendering processes; None is one per core, 0 is none. It does not change the data.
-    """
-
-    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
-    workers: int | None = None
+    clips: ClipConfig
 
 
-def make_config(clips: ClipConfig = ClipConfig(), workers: int | None = None) -> EmojiMotionConfig:
+# Cached because TFDS takes a config for the registered one of its name only if it is the same object.
+@functools.cache
+def make_config(clips: ClipConfig = NAMED["32px"]) -> EmojiMotionConfig:
     """Returns the TFDS config of these clips.
 
-    Its name, and so its folder, is the size and, unless all else is at its default, a hash of all
-    fields: two different data sets never share a folder.
+    Its name, and so its folder, is the one in `NAMED`, or the size and a hash of all fields: two
+    different data sets never share a folder.
     """
-    name = f"{clips.size}px"
-    if clips != ClipConfig(size=clips.size):
-        fields = json.dumps(dataclasses.asdict(clips), sort_keys=True)
-        name += "_" + hashlib.sha256(fields.encode()).hexdigest()[:10]
+    fields = json.dumps(dataclasses.asdict(clips), sort_keys=True)
+    name = f"{clips.size}px_{hashlib.sha256(fields.encode()).hexdigest()[:10]}"
+    for known, other in NAMED.items():
+        if other == clips:
+            name = known
     description = f"{clips.frames} frames of {clips.size} x {clips.size} pixels"
-    return EmojiMotionConfig(name=name, description=description, clips=clips, workers=workers)
+    return EmojiMotionConfig(name=name, description=description, clips=clips)
 
 
 class EmojiMotion(tfds.core.GeneratorBasedBuilder):
@@ -70,11 +73,7 @@ class EmojiMotion(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
-    BUILDER_CONFIGS: ClassVar[list[EmojiMotionConfig]] = [
-        make_config(ClipConfig(size=32)),
-        make_config(ClipConfig(size=48)),
-        dataclasses.replace(make_config(TINY), name="tiny"),
-    ]
+    BUILDER_CONFIGS: ClassVar[list[EmojiMotionConfig]] = [make_config(c) for c in NAMED.values()]
 
     def _info(self) -> tfds.core.DatasetInfo:
         clips = self.builder_config.clips
@@ -104,6 +103,5 @@ class EmojiMotion(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        config = self.builder_config
-        for clip in make_clips(config.clips, split, config.workers):
+        for clip in make_clips(self.builder_config.clips, split):
             yield clip["id"], clip

@@ -1,0 +1,183 @@
+"""The three parts together: unit vectors, how they run, and which of their parameters train."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jepa_jax.config import LearningRateFactors, LossConfig, ModelConfig, OptimConfig
+from jepa_jax.models.vl_jepa import VLJEPA, is_trained, normalise_frames, part_of, unit
+from jepa_jax.state import init_state
+from jepa_jax.train import loss_fn, train_step
+from tests import tiny
+
+PARTS = tuple(f.name for f in dataclasses.fields(LearningRateFactors))
+
+
+def make(**changes):
+    return lambda: VLJEPA(tiny.model(**changes), LossConfig(), rngs=nnx.Rngs(0))
+
+
+# The part of every parameter.
+PART_OF = {
+    tiny.names(path): part_of(path)
+    for path, _ in jax.tree_util.tree_flatten_with_path(nnx.state(nnx.eval_shape(make())))[0]
+}
+
+
+def embed(model: VLJEPA, batch):
+    """S^_Y and S_Y of a batch."""
+    visual = model.encode_frames(batch["frames"])
+    predicted = model.predict(visual, batch["query"], batch["query_mask"])
+    return predicted, model.embed_text(batch["target"], batch["target_mask"])
+
+
+def score(model: VLJEPA, batch):
+    """A smooth function of both embeddings that no symmetry makes flat."""
+    predicted, target = embed(model, batch)
+    return jnp.sum(predicted * target * jnp.arange(1.0, 24.0))
+
+
+def config_with(**factors):
+    """A run with these learning-rate factors."""
+    optim = OptimConfig(learning_rate=0.01, factors=LearningRateFactors(**factors))
+    return tiny.run_config(optim=optim)
+
+
+def test_scan_and_remat_change_neither_values_nor_gradients():
+    batch = tiny.batch()
+
+    def run(**flags):
+        value, grads = jax.jit(jax.value_and_grad(score))(tiny.filled(make(**flags)), batch)
+        grads = tiny.parameters(grads)
+        assert grads.pop(("log_logit_scale",)) == 0, "embeddings do not depend on the temperature"
+        return value, grads
+
+    value, grads = run(scan_layers=False, remat=False)
+    for scan in (False, True):
+        other_value, other_grads = run(scan_layers=scan, remat=True)
+        tiny.assert_close(other_value, value, 1e-5)
+        assert other_grads.keys() == grads.keys()
+        for name, grad in grads.items():
+            tiny.assert_close(other_grads[name], grad, 1e-5)
+
+
+def test_embeddings_are_float32_unit_vectors_and_bfloat16_compute_stays_close():
+    batch = tiny.batch(5)
+    exact = jax.jit(embed)(tiny.filled(make()), batch)
+    rounded = jax.jit(embed)(tiny.filled(make(compute_dtype="bfloat16")), batch)
+    for x in (*exact, *rounded):
+        assert x.shape == (5, 23)
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, atol=1e-6)
+    for a, b in zip(exact, rounded, strict=True):
+        cosine = np.sum(np.asarray(a) * np.asarray(b), axis=-1)
+        assert (cosine > 0.99).all()
+        assert (cosine < 1 - 1e-6).all(), "bfloat16 was not used"
+
+
+def test_float16_is_refused():
+    """Gemma 3's activations overflow it."""
+    with pytest.raises(ValueError, match="compute_dtype"):
+        tiny.model(compute_dtype="float16")
+
+
+def test_a_zero_vector_stays_zero_with_a_finite_gradient():
+    x = np.stack([np.zeros(7), np.arange(7.0)]).astype(np.float32)
+    value, grad = unit(jnp.asarray(x)), jax.grad(lambda x: unit(x)[:, 1].sum())(x)
+    np.testing.assert_array_equal(value[0], 0)
+    tiny.assert_close(value[1], x[1] / np.linalg.norm(x[1]), 1e-6)
+    assert np.isfinite(grad).all()
+
+
+def test_frames_are_normalised_on_the_device_with_imagenet_s_constants():
+    frames = tiny.pixels(2, 3, 5, 7, 3)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    tiny.assert_close(normalise_frames(frames), (frames / 255.0 - mean) / std, 1e-6)
+    model = tiny.filled(make())
+    batch = tiny.batch()
+    expected = tiny.run(model.x_encoder, normalise_frames(batch["frames"]))
+    actual = jax.jit(lambda m, x: m.encode_frames(x))(model, batch["frames"])
+    tiny.assert_close(actual, expected, 1e-6)
+
+
+def test_every_parameter_belongs_to_a_part_and_every_part_has_parameters():
+    found = {part: {name for name in PART_OF if PART_OF[name] == part} for part in PARTS}
+    assert set(PART_OF.values()) <= set(PARTS)
+    assert all(found.values())
+    assert {p[:2] for p in found["heads"]} == {
+        ("predictor", "visual_projection"),
+        ("predictor", "output_projection"),
+        ("y_encoder", "output_projection"),
+        ("log_logit_scale",),
+    }
+    assert found["token_embedding"] == {("predictor", "token_embedding")}
+    assert {p[0] for p in found["x_encoder"]} == {"x_encoder"}
+    assert {p[:2] for p in found["predictor"]} == {("predictor", "llama")}
+    # The pretrained Dense heads and text embedding learn with the backbone, at its rate.
+    assert {p[1] for p in found["y_encoder"]} == {"blocks", "norm", "dense", "token_embedding"}
+
+
+@pytest.mark.parametrize("frozen", PARTS)
+def test_a_frozen_part_gets_no_gradient_no_moments_and_no_update(frozen):
+    config = config_with(**{part: float(part != frozen) for part in PARTS})
+    graphdef, state = tiny.state(config)
+    trained, kept = tiny.parameters(state.trained), tiny.parameters(state.frozen)
+    assert {PART_OF[name] for name in kept} == {frozen}
+    assert {PART_OF[name] for name in trained} == set(PARTS) - {frozen}
+    assert trained.keys() | kept.keys() == PART_OF.keys()
+    # Adam's two moments of every trained parameter, and nothing else but counters.
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.dtype != jnp.int32]
+    assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in trained.values()])
+    grads = jax.eval_shape(
+        lambda t, f, batch: jax.grad(loss_fn, has_aux=True)(t, f, graphdef, config, batch)[0],
+        *(state.trained, state.frozen, tiny.batch()),
+    )
+    assert tiny.parameters(grads).keys() == trained.keys()
+
+
+def test_a_step_moves_every_trained_parameter_and_no_frozen_one():
+    """The gradient flows into a trained X-Encoder, to its first layer."""
+    config = config_with(x_encoder=1.0, predictor=0.0, token_embedding=1.0)
+    graphdef, state = tiny.state(config)
+    after, _ = jax.jit(train_step, static_argnames=("graphdef", "config"))(
+        state, tiny.batch(), graphdef=graphdef, config=config
+    )
+    assert ("x_encoder", "patch_embedding", "kernel") in tiny.parameters(after.trained)
+    for name, x in tiny.parameters(after.trained).items():
+        assert (x != tiny.parameters(state.trained)[name]).any(), name
+    for name, x in tiny.parameters(after.frozen).items():
+        np.testing.assert_array_equal(x, tiny.parameters(state.frozen)[name])
+
+
+def test_by_default_the_x_encoder_and_the_token_embedding_are_frozen():
+    factors = LearningRateFactors()
+    assert {part for part in PARTS if not getattr(factors, part)} == {"x_encoder", "token_embedding"}
+    assert factors.y_encoder == 0.05
+    assert factors.heads == factors.predictor == 1.0
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_the_temperature_trains_only_if_learnable(learnable):
+    trained = is_trained(LearningRateFactors(), LossConfig(learnable_temperature=learnable))
+    assert trained(("log_logit_scale",), None) is learnable
+    assert trained(("predictor", "output_projection", "kernel"), None)
+
+
+def test_every_matrix_of_every_layer_starts_from_a_draw_of_its_own():
+    @jax.jit
+    def start(seed):
+        return nnx.state(VLJEPA(tiny.model(), LossConfig(), rngs=nnx.Rngs(jax.random.key(seed))))
+
+    first, again, other = (tiny.parameters(start(seed)) for seed in (0, 0, 1))
+    matrices = [name for name in first if name[-1] in ("kernel", "token_embedding")]
+    seen = set()
+    for name in matrices:
+        np.testing.assert_array_equal(first[name], again[name])
+        assert (first[name] != other[name]).any(), name
+        layers = np.asarray(first[name] if "stacked" in name else first[name][None])
+        seen |= {round(float(x.std() / x.flat[0]), 5) for x in layers}
+    assert len(seen) == sum(first[name].shape[0] if "stacked" in name else 1 for name in matrices)

@@ -1,0 +1,175 @@
+"""The optimizer: what it does to each part at each step, by formula."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jepa_jax.config import LearningRateFactors, OptimConfig
+from jepa_jax.models.vl_jepa import part_of
+from jepa_jax.optim import learning_rate_schedule, make_optimizer
+from tests import tiny
+
+PARTS = tuple(f.name for f in dataclasses.fields(LearningRateFactors))
+ALL_ONE = LearningRateFactors(**dict.fromkeys(PARTS, 1.0))
+# Plain: no clipping, no decay, no warm-up, every part at the same rate.
+PLAIN = OptimConfig(learning_rate=0.1, clip_norm=None, factors=ALL_ONE)
+
+
+def small_tree() -> dict:
+    """A parameter or two of every part, under the model's own names."""
+    return {
+        "x_encoder": {"patch_embedding": {"kernel": tiny.normal(3, 5), "bias": tiny.normal(5)}},
+        "predictor": {
+            "token_embedding": tiny.normal(7, 3),
+            "llama": {
+                "blocks": {"stacked": {"norm1": {"scale": tiny.normal(2, 3)}}},
+                "norm": {"scale": tiny.normal(3)},
+            },
+            "output_projection": {"kernel": tiny.normal(3, 2), "bias": tiny.normal(2)},
+        },
+        "y_encoder": {
+            "token_embedding": tiny.normal(7, 5),
+            "blocks": {"stacked": {"query": {"kernel": tiny.normal(2, 5, 5)}}},
+        },
+        "log_logit_scale": np.float32(2.7),
+    }
+
+
+def gradients(step: int) -> dict:
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), small_tree())
+
+
+def updates(config: OptimConfig, steps: int = 1, total: int = 100) -> list[dict]:
+    """The change of every parameter, step by step, the parameters held where they are."""
+    optimizer, params = make_optimizer(config, total), small_tree()
+    state, found = optimizer.init(params), []
+    for step in range(steps):
+        change, state = optimizer.update(gradients(step), state, params)
+        found.append(change)
+    return found
+
+
+def replace(**changes) -> OptimConfig:
+    return dataclasses.replace(PLAIN, **changes)
+
+
+@pytest.mark.parametrize("step", [0, 1, 6, 7, 8, 50, 100, 1000])
+def test_constant_schedule(step):
+    schedule = learning_rate_schedule(replace(warmup_steps=7), 100)
+    np.testing.assert_allclose(schedule(step), 0.1 * min(step / 7, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1])
+@pytest.mark.parametrize("step", [0, 3, 7, 8, 31, 99, 100, 1000])
+def test_cosine_schedule(step, fraction):
+    schedule = learning_rate_schedule(
+        replace(schedule="cosine", warmup_steps=7, final_fraction=fraction), 100
+    )
+    if step < 7:
+        expected = step / 7
+    else:
+        done = min((step - 7) / 93, 1)
+        expected = fraction + (1 - fraction) * (1 + math.cos(math.pi * done)) / 2
+    np.testing.assert_allclose(schedule(step), 0.1 * expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_without_warm_up_the_first_step_has_the_whole_rate(schedule):
+    assert learning_rate_schedule(replace(schedule=schedule), 100)(0) == np.float32(0.1)
+
+
+def test_is_adam():
+    config = replace(b1=0.8, b2=0.9, eps=0.03)
+    for name in ("x_encoder", "y_encoder"):
+        first = second = 0.0
+        for step, change in enumerate(updates(config, steps=3)):
+            pick = lambda tree: jax.tree.leaves(tree[name])[0]
+            grad = pick(gradients(step)).astype(np.float64)
+            first = 0.8 * first + 0.2 * grad
+            second = 0.9 * second + 0.1 * grad**2
+            mean, square = first / (1 - 0.8 ** (step + 1)), second / (1 - 0.9 ** (step + 1))
+            tiny.assert_close(pick(change), -0.1 * mean / (np.sqrt(square) + 0.03), 1e-6)
+
+
+def test_the_rate_follows_the_schedule():
+    config = replace(schedule="cosine", warmup_steps=2)
+    schedule = learning_rate_schedule(config, 5)
+    for step, (change, plain) in enumerate(
+        zip(
+            updates(config, steps=5, total=5),
+            updates(PLAIN, steps=5, total=5),
+            strict=True,
+        )
+    ):
+        ratio = float(schedule(step)) / 0.1
+        for a, b in zip(jax.tree.leaves(change), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(a, ratio * b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_factor_scales_the_update_of_its_part_and_no_other(part):
+    factors = dataclasses.replace(ALL_ONE, **{part: 0.25})
+    config = replace(weight_decay=0.3)
+    (change,), (plain,) = updates(dataclasses.replace(config, factors=factors)), updates(config)
+    touched = set()
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(change)[0], jax.tree.leaves(plain), strict=True
+    ):
+        inside = part_of(path) == part
+        # A power of two, so the product is exact.
+        np.testing.assert_array_equal(a, b * (0.25 if inside else 1.0))
+        touched.add(inside)
+    assert touched == {True, False}
+
+
+def test_weight_decay_is_for_matrices_only():
+    """Not for gains, biases and the temperature, even where a stack gives a gain two axes."""
+    (change,), (plain,) = updates(replace(weight_decay=0.3)), updates(PLAIN)
+    flat = jax.tree_util.tree_flatten_with_path(small_tree())[0]
+    decayed = set()
+    for (path, x), a, b in zip(flat, jax.tree.leaves(change), jax.tree.leaves(plain), strict=True):
+        if tiny.names(path)[-1] in ("kernel", "token_embedding"):
+            np.testing.assert_allclose(a, b - 0.1 * 0.3 * x, rtol=1e-5, atol=1e-7)
+            decayed.add(tiny.names(path)[-1])
+        else:
+            np.testing.assert_array_equal(a, b)
+    assert decayed == {"kernel", "token_embedding"}
+
+
+def test_clipping_scales_the_whole_gradient_to_the_norm():
+    """Adam forgets the size of its gradients, unless its epsilon is large."""
+    norm = math.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients(0))))
+    large_eps = replace(eps=1e4)
+    (plain,), (clipped,), (loose,) = (
+        updates(dataclasses.replace(large_eps, clip_norm=clip)) for clip in (None, 0.1, 1e3)
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (plain, clipped, loose)), strict=True):
+        np.testing.assert_allclose(b, a * 0.1 / norm, rtol=1e-3)
+        np.testing.assert_array_equal(c, a)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_weights_and_moments_are_float32_whatever_computes(compute_dtype):
+    config = tiny.run_config(model=tiny.model(compute_dtype=compute_dtype))
+    _, state = tiny.state(config)
+    for tree in (state.trained, state.frozen, state.optimizer):
+        kinds = {x.dtype for x in jax.tree.leaves(tree)}
+        assert kinds <= {jnp.dtype("float32"), jnp.dtype("int32")}
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+    assert {x.dtype for x in moments} == {jnp.dtype("float32")}
+
+
+def test_the_paper_s_smallest_rate_moves_a_float32_weight():
+    """5e-5 x 0.05 = 2.5e-6: a bfloat16 weight of 1 would not move."""
+    config = replace(learning_rate=5e-5, factors=LearningRateFactors())
+    (change,) = updates(config)
+    step = np.asarray(change["y_encoder"]["token_embedding"])
+    np.testing.assert_allclose(np.abs(step), 2.5e-6, rtol=1e-3)
+    one = np.ones_like(step)
+    assert (one + step != one).all()
+    assert (jnp.asarray(one + step, jnp.bfloat16) == 1).all()

@@ -1,0 +1,162 @@
+"""One device is the same program as eight, however the parameters are split."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jepa_jax.config import LearningRateFactors, OptimConfig
+from jepa_jax.sharding import (
+    batch_sharding,
+    make_mesh,
+    parameter_shardings,
+    parameter_spec,
+    shard_global_batch,
+)
+from jepa_jax.state import abstract_state, from_items, to_items
+from jepa_jax.train import train_step
+from tests import tiny
+
+BATCH, STEPS = 16, 2
+# Wide enough that matrices and the token embedding are split over 2, 4 and 8 devices.
+MODEL = tiny.model(
+    x_encoder=tiny.x_encoder(width=48, mlp_width=192),
+    predictor=tiny.llama(width=64, mlp_width=136, vocab_size=264),
+    y_encoder=tiny.y_encoder(width=56, mlp_width=152, vocab_size=304),
+    remat=True,
+    scan_layers=True,
+)
+CONFIG = tiny.run_config(
+    model=MODEL,
+    batch_size=BATCH,
+    optim=OptimConfig(
+        # Updates are about as large as the weights, so that comparing weights compares updates.
+        learning_rate=0.1,
+        # At its usual 1e-8, Adam's first steps keep only the sign of a gradient, and one that is
+        # zero but for rounding would move a weight by the whole rate either way.
+        eps=1e-3,
+        weight_decay=0.1,
+        factors=LearningRateFactors(x_encoder=1.0, predictor=0.5, y_encoder=0.25),
+    ),
+)
+
+
+def run(devices: int, fsdp: int):
+    """The state before and after a few steps, as training takes them, and their losses."""
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        graphdef, template = abstract_state(CONFIG, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, template)
+        start = jax.device_put(tiny.state(CONFIG)[1], shardings)
+        step = jax.jit(
+            train_step,
+            static_argnames=("graphdef", "config"),
+            out_shardings=(shardings, None),
+        )
+        state, metrics = start, []
+        for _ in range(STEPS):
+            batch = shard_global_batch(tiny.batch(BATCH, MODEL), mesh)
+            state, scalars = step(state, batch, graphdef=graphdef, config=CONFIG)
+            metrics.append({name: float(x) for name, x in scalars.items()})
+    return start, state, metrics
+
+
+@functools.cache
+def one_device():
+    return run(1, 1)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_one_device_and_eight_agree_on_the_training_step(fsdp):
+    _, expected, expected_metrics = one_device()
+    start, state, metrics = run(8, fsdp)
+    split = [x for x in jax.tree.leaves(state) if not x.sharding.is_fully_replicated]
+    assert bool(split) == (fsdp > 1)
+    for values, expected_values in zip(metrics, expected_metrics, strict=True):
+        assert values.keys() == expected_values.keys()
+        for name, value in values.items():
+            np.testing.assert_allclose(value, expected_values[name], rtol=1e-5, err_msg=name)
+    trained, before = tiny.parameters(state.trained), tiny.parameters(start.trained)
+    for name, x in tiny.parameters(expected.trained).items():
+        assert tiny.relative_error(before[name], x) > 0.05, f"{name} hardly moved"
+        tiny.assert_close(trained[name], x, 1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (state.optimizer, expected.optimizer)), strict=True):
+        tiny.assert_close(a, b, 1e-5)
+
+
+def test_frozen_parameters_stay_as_they_were_bit_for_bit():
+    for devices, fsdp in ((1, 1), (8, 4)):
+        start, state, _ = one_device() if devices == 1 else run(devices, fsdp)
+        before, after = tiny.parameters(start.frozen), tiny.parameters(state.frozen)
+        assert before.keys() == {("predictor", "token_embedding")}
+        for name, x in before.items():
+            np.testing.assert_array_equal(np.asarray(after[name]), np.asarray(x))
+
+
+def test_a_checkpoint_s_items_are_the_whole_state():
+    _, state, _ = one_device()
+    again = from_items(to_items(state), CONFIG)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        assert a is b
+    # What was frozen may train in another use, and the other way round.
+    factors = LearningRateFactors(x_encoder=0.0, predictor=0.0, token_embedding=1.0)
+    other = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, factors=factors))
+    params = to_items(state)["params"]
+    split = from_items({**to_items(state), "params": params}, other)
+    assert ("predictor", "token_embedding") in tiny.parameters(split.trained)
+    assert ("x_encoder", "norm", "scale") in tiny.parameters(split.frozen)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fsdp", "spec"),
+    [
+        ((256, 128), 4, ("fsdp",)),
+        ((128, 256), 4, (None, "fsdp")),
+        ((24, 1024, 4096), 8, (None, None, "fsdp")),
+        ((24, 4096, 1024), 8, (None, "fsdp")),
+        # The largest axis does not divide: the largest that does.
+        ((257, 128), 4, (None, "fsdp")),
+        # Equal axes: the last.
+        ((128, 128), 4, (None, "fsdp")),
+        # None divides.
+        ((257, 131), 4, ()),
+        # 2 ** 14 elements are split, fewer are not worth it.
+        ((128, 128), 2, (None, "fsdp")),
+        ((128, 126), 2, ()),
+        ((2**14,), 2, ("fsdp",)),
+        # One device for each copy, scalars.
+        ((256, 128), 1, ()),
+        ((), 8, ()),
+    ],
+)
+def test_the_largest_axis_that_divides_is_split(shape, fsdp, spec):
+    assert parameter_spec(shape, fsdp) == PartitionSpec(*spec)
+
+
+def test_parameters_are_split_over_fsdp_and_batches_over_everything():
+    mesh = make_mesh(2)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+    sharding = parameter_shardings({"x": jax.ShapeDtypeStruct((256, 96), np.float32)}, mesh)["x"]
+    assert sharding.shard_shape((256, 96)) == (128, 96)
+    assert batch_sharding(mesh).shard_shape((24, 5)) == (3, 5)
+
+
+def test_a_batch_becomes_global_arrays_with_its_rows_in_order():
+    mesh = make_mesh(4)
+    batch = {"x": np.arange(48, dtype=np.int32).reshape(16, 3), "id": np.arange(16)}
+    arrays = shard_global_batch(batch, mesh)
+    assert arrays.keys() == batch.keys()
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(x, batch[name])
+        assert len({shard.device for shard in x.addressable_shards}) == 8
+        assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
+
+
+@pytest.mark.parametrize("fsdp", [3, 16])
+def test_devices_that_fsdp_does_not_divide_are_refused(fsdp):
+    with pytest.raises(ValueError, match=f"fsdp={fsdp} does not divide the 8 devices"):
+        make_mesh(fsdp)

@@ -1,0 +1,179 @@
+"""The run as a whole, in processes of its own: kills, resumes, mistakes, what it leaves behind."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = ROOT / "tests" / "tiny_config.py"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """One dataset and one compilation cache for all runs of this file."""
+    return tmp_path_factory.mktemp("data")
+
+
+def start(workdir: pathlib.Path, data_dir: pathlib.Path, *arguments: str) -> subprocess.Popen:
+    """A training process of the tiny config."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "jepa_jax.train", f"--config={CONFIG}", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [*command, f"--config.data.data_dir={data_dir}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(workdir: pathlib.Path) -> list[tuple]:
+    """(step, loss, grad_norm, ...) of every line that training wrote."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    names = ("step", "loss", "alignment", "uniformity", "accuracy", "temperature", "grad_norm")
+    return [tuple(row[name] for name in names) for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole_run(data_dir, tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    output = finish(start(workdir, data_dir))
+    return workdir, output
+
+
+def wait_for(process: subprocess.Popen, condition) -> None:
+    """Until the condition holds or the process ends."""
+    while process.poll() is None and not condition():
+        time.sleep(0.001)
+
+
+def test_a_run_leaves_what_it_promises(whole_run):
+    workdir, _ = whole_run
+    assert json.loads((workdir / "config.json").read_text())["name"] == "tiny"
+    assert [row[0] for row in losses(workdir)] == list(range(1, 41))
+    assert (workdir / "loss.png").stat().st_size > 1000
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())[-1] == 40
+    row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"samples_per_second", "data_wait", "learning_rate"} <= row.keys()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(whole_run, data_dir, tmp_path):
+    finish(start(tmp_path / "same", data_dir))
+    assert losses(tmp_path / "same") == losses(whole_run[0])
+    finish(start(tmp_path / "other", data_dir, "--config.seed=1"))
+    assert losses(tmp_path / "other") != losses(whole_run[0])
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_numbers(whole_run, data_dir, tmp_path):
+    """SIGKILL before the first save, in the middle of saves, and at random; then to the end."""
+    workdir = tmp_path / "run"
+    checkpoints = workdir / "checkpoints"
+    kills = []
+
+    def saving():
+        return checkpoints.exists() and any("tmp" in p.name for p in checkpoints.iterdir())
+
+    def lines(count):
+        file = workdir / "metrics.jsonl"
+        return file.exists() and file.read_text().count("\n") >= count
+
+    rng = random.Random(0)
+    moments = [lambda: lines(2), saving, saving, lambda: lines(17), saving, lambda: lines(29)]
+    for moment in moments:
+        process = start(workdir, data_dir)
+        wait_for(process, moment)
+        time.sleep(rng.random() * 0.02)
+        process.kill()
+        process.wait()
+        kills.append(process.returncode)
+    assert kills.count(-signal.SIGKILL) == len(moments), kills
+    output = finish(start(workdir, data_dir))
+    assert "resuming from step" in output
+    assert losses(workdir) == losses(whole_run[0])
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(whole_run, data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir)
+    wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 7)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    stopped = len(losses(workdir))
+    assert f"SIGTERM: saved step {stopped}" in output
+    assert (workdir / "checkpoints" / str(stopped)).is_dir()
+    assert f"resuming from step {stopped} of 40" in finish(start(workdir, data_dir))
+    assert losses(workdir) == losses(whole_run[0])
+
+
+def test_a_finished_run_trains_no_further(whole_run, data_dir):
+    workdir, _ = whole_run
+    before = losses(workdir)
+    finish(start(workdir, data_dir))
+    assert losses(workdir) == before
+
+
+def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir):
+    workdir, _ = whole_run
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    process = start(workdir, data_dir, "--config.optim.learning_rate=0.5")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert "another config (optim.learning_rate is 0.003 there, 0.5 now): name another --workdir" in output
+    assert "Traceback" not in output
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--config.optim.learning_rat=1", "did you mean learning_rate?"),
+        ("--config.batch_size=9", "batch_size=9 is not a multiple of the mesh's 2 devices"),
+        ("--config.fsdp=4", "fsdp=4 does not divide the 2 devices"),
+        ("--config.data.split=trian", "has no split 'trian': it has train"),
+        ("--config.data.dataset=no_such_dataset", "no such dataset"),
+        ("--config.data.query_tokenizer=/nowhere", "tokenizer '/nowhere' cannot be loaded"),
+        ("--config.model.predictor.vocab_size=7", "vocab_size=7: raise it"),
+        ("--config.data.pair_weights=(('poem',1.0),)", "gives no odds to any"),
+    ],
+)
+def test_a_mistake_is_one_sentence_status_2_and_nothing_written(data_dir, tmp_path, argument, sentence):
+    process = start(tmp_path / "run", data_dir, argument)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, output
+    assert sentence in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir, "--config.optim.learning_rate=1e38", "--config.optim.warmup_steps=12")
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, output
+    assert "is nan at step" in output
+    assert "Traceback" not in output
+    step = int(output.split("at step ")[1].split(";")[0])
+    kept = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert all(k < step for k in kept)
