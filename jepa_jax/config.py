@@ -326,7 +326,8 @@ class DataConfig:
     `length_buckets` are (query, target) token lengths, ascending; all of a global batch is padded
     to one of them. Longer texts are cut to the last. `pair_weights` are (kind, relative
     odds) of a record's (query, target) pairs; a kind left out is not drawn, and without any all have
-    the same odds. `target_prefix` is put
+    the same odds. With `pairs_per_clip` over 1 a clip is encoded once for so many pairs: where the
+    X-Encoder trains, that is most of the cost of a step. `target_prefix` is put
     before every target and candidate text alike.
     """
 
@@ -340,6 +341,7 @@ class DataConfig:
     target_tokenizer: str = "emoji_motion"
     target_prefix: str = ""
     pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
+    pairs_per_clip: Positive = 1
     threads: Positive = 2
     prefetch: Positive = 4
 

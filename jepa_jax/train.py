@@ -38,6 +38,8 @@ def loss_fn(
     """Loss and metrics of a batch, as a function of the parameters that train."""
     model = nnx.merge(graphdef, trained, frozen)
     visual = model.encode_frames(batch["frames"])
+    # Several pairs of a clip share its visual tokens.
+    visual = jnp.repeat(visual, len(batch["query"]) // len(batch["frames"]), axis=0)
     predicted = model.predict(visual, batch["query"], batch["query_mask"])
     target = model.embed_text(batch["target"], batch["target_mask"])
     logit_scale = jnp.exp(model.log_logit_scale[...])

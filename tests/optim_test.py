@@ -44,12 +44,12 @@ def gradients(step: int) -> dict:
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), small_tree())
 
 
-def updates(config: OptimConfig, steps: int = 1, total: int = 100) -> list[dict]:
+def updates(config: OptimConfig, steps: int = 1, total: int = 100, given=None) -> list[dict]:
     """The change of every parameter, step by step, the parameters held where they are."""
     optimizer, params = make_optimizer(config, total), small_tree()
     state, found = optimizer.init(params), []
-    for step in range(steps):
-        change, state = optimizer.update(gradients(step), state, params)
+    for grads in map(gradients, range(steps)) if given is None else given:
+        change, state = optimizer.update(grads, state, params)
         found.append(change)
     return found
 
@@ -151,6 +151,37 @@ def test_clipping_scales_the_whole_gradient_to_the_norm():
     for a, b, c in zip(*map(jax.tree.leaves, (plain, clipped, loose)), strict=True):
         np.testing.assert_allclose(b, a * 0.1 / norm, rtol=1e-3)
         np.testing.assert_array_equal(c, a)
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(OptimConfig)])
+def test_every_field_changes_the_updates(name):
+    """A field without an entry here fails."""
+    base = OptimConfig(
+        learning_rate=0.1,
+        schedule="cosine",
+        warmup_steps=2,
+        final_fraction=0.1,
+        weight_decay=0.1,
+        factors=ALL_ONE,
+    )
+    changes = {
+        "learning_rate": 0.2,
+        "schedule": "constant",
+        "warmup_steps": 1,
+        "final_fraction": 0.5,
+        "b1": 0.5,
+        "b2": 0.5,
+        "eps": 0.1,
+        "weight_decay": 0.2,
+        "clip_norm": None,
+        "factors": LearningRateFactors(),
+    }
+    changed = dataclasses.replace(base, **{name: changes[name]})
+    # Clipping shows where gradients differ in size from step to step, so the first is small.
+    small_first = [jax.tree.map(lambda g: 0.01 * g, gradients(0)), *map(gradients, range(1, 4))]
+    before, after = (updates(config, given=small_first, total=5)[-1] for config in (base, changed))
+    errors = jax.tree.map(tiny.relative_error, after, before)
+    assert max(jax.tree.leaves(errors)) > 1e-3
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])

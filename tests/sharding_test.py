@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -20,7 +21,7 @@ from jepa_jax.state import abstract_state, from_items, to_items
 from jepa_jax.train import train_step
 from tests import tiny
 
-BATCH, STEPS = 16, 2
+BATCH = 16
 # Wide enough that matrices and the token embedding are split over 2, 4 and 8 devices.
 MODEL = tiny.model(
     x_encoder=tiny.x_encoder(width=48, mlp_width=192),
@@ -33,8 +34,7 @@ CONFIG = tiny.run_config(
     model=MODEL,
     batch_size=BATCH,
     optim=OptimConfig(
-        # Updates are about as large as the weights, so that comparing weights compares updates.
-        learning_rate=0.1,
+        learning_rate=0.02,
         # At its usual 1e-8, Adam's first steps keep only the sign of a gradient, and one that is
         # zero but for rounding would move a weight by the whole rate either way.
         eps=1e-3,
@@ -44,60 +44,77 @@ CONFIG = tiny.run_config(
 )
 
 
-def run(devices: int, fsdp: int):
-    """The state before and after a few steps, as training takes them, and their losses."""
+def step_on(devices: int, fsdp: int):
+    """The jitted step on a mesh as training makes it: state -> (state there, next, metrics)."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
-    with jax.set_mesh(mesh):
-        graphdef, template = abstract_state(CONFIG, mesh)
-        shardings = jax.tree.map(lambda x: x.sharding, template)
-        start = jax.device_put(tiny.state(CONFIG)[1], shardings)
-        step = jax.jit(
-            train_step,
-            static_argnames=("graphdef", "config"),
-            out_shardings=(shardings, None),
-        )
-        state, metrics = start, []
-        for _ in range(STEPS):
+    graphdef, template = abstract_state(CONFIG, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, template)
+    jitted = jax.jit(
+        train_step, static_argnames=("graphdef", "config"), out_shardings=(shardings, None)
+    )
+
+    def step(state):
+        with jax.set_mesh(mesh):
+            state = jax.device_put(state, shardings)
             batch = shard_global_batch(tiny.batch(BATCH, MODEL), mesh)
-            state, scalars = step(state, batch, graphdef=graphdef, config=CONFIG)
-            metrics.append({name: float(x) for name, x in scalars.items()})
-    return start, state, metrics
+            return state, *jitted(state, batch, graphdef=graphdef, config=CONFIG)
+
+    return step
 
 
 @functools.cache
-def one_device():
-    return run(1, 1)
+def on_one_device():
+    """Two steps: the first from empty moments, the second from those it left."""
+    step = step_on(1, 1)
+    first = step(jax.device_get(tiny.state(CONFIG)[1]))
+    return first, step(first[1])
+
+
+def moments(optimizer) -> list[np.ndarray]:
+    """Adam's two moments, the second by its root, which is of the gradient's order."""
+    first, second = (optax.tree_utils.tree_get(optimizer, name) for name in ("mu", "nu"))
+    return [*map(np.asarray, jax.tree.leaves(first)), *map(np.sqrt, jax.tree.leaves(second))]
+
+
+def assert_frozen(before, after) -> None:
+    before, after = tiny.parameters(before.frozen), tiny.parameters(after.frozen)
+    assert before.keys() == {("predictor", "token_embedding")}
+    for name, x in before.items():
+        np.testing.assert_array_equal(np.asarray(after[name]), np.asarray(x))
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
 def test_one_device_and_eight_agree_on_the_training_step(fsdp):
-    _, expected, expected_metrics = one_device()
-    start, state, metrics = run(8, fsdp)
-    split = [x for x in jax.tree.leaves(state) if not x.sharding.is_fully_replicated]
-    assert bool(split) == (fsdp > 1)
-    for values, expected_values in zip(metrics, expected_metrics, strict=True):
-        assert values.keys() == expected_values.keys()
-        for name, value in values.items():
-            np.testing.assert_allclose(value, expected_values[name], rtol=1e-5, err_msg=name)
-    trained, before = tiny.parameters(state.trained), tiny.parameters(start.trained)
-    for name, x in tiny.parameters(expected.trained).items():
-        assert tiny.relative_error(before[name], x) > 0.05, f"{name} hardly moved"
-        tiny.assert_close(trained[name], x, 1e-5)
-    for a, b in zip(*map(jax.tree.leaves, (state.optimizer, expected.optimizer)), strict=True):
-        tiny.assert_close(a, b, 1e-5)
+    """Both steps start from the same state on both, so that each is compared by itself."""
+    step = step_on(8, fsdp)
+    for before, expected, expected_metrics in on_one_device():
+        start, state, metrics = step(jax.device_get(before))
+        split = [x for x in jax.tree.leaves(state) if not x.sharding.is_fully_replicated]
+        assert bool(split) == (fsdp > 1)
+        assert metrics.keys() == expected_metrics.keys()
+        for name, value in metrics.items():
+            # Alignment is a sum of terms of either sign that may cancel to almost nothing: what
+            # bounds its rounding is the loss that it is a part of.
+            atol = 1e-5 * abs(expected_metrics["loss"]) if name == "alignment" else 0.0
+            np.testing.assert_allclose(value, expected_metrics[name], 1e-5, atol, err_msg=name)
+        trained, started = tiny.parameters(state.trained), tiny.parameters(start.trained)
+        for name, x in tiny.parameters(expected.trained).items():
+            tiny.assert_close(trained[name], x, 1e-5)
+            # The weights alone would agree if nothing had been learned.
+            change = np.asarray(x, np.float64) - np.asarray(started[name])
+            tiny.assert_close(np.asarray(trained[name], np.float64) - started[name], change, 1e-4)
+        for a, b in zip(*map(moments, (state.optimizer, expected.optimizer)), strict=True):
+            tiny.assert_close(a, b, 1e-5)
+        assert_frozen(start, state)
 
 
-def test_frozen_parameters_stay_as_they_were_bit_for_bit():
-    for devices, fsdp in ((1, 1), (8, 4)):
-        start, state, _ = one_device() if devices == 1 else run(devices, fsdp)
-        before, after = tiny.parameters(start.frozen), tiny.parameters(state.frozen)
-        assert before.keys() == {("predictor", "token_embedding")}
-        for name, x in before.items():
-            np.testing.assert_array_equal(np.asarray(after[name]), np.asarray(x))
+def test_frozen_parameters_stay_as_they_were_on_one_device():
+    for start, state, _ in on_one_device():
+        assert_frozen(start, state)
 
 
 def test_a_checkpoint_s_items_are_the_whole_state():
-    _, state, _ = one_device()
+    state = on_one_device()[0][1]
     again = from_items(to_items(state), CONFIG)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):

@@ -38,8 +38,9 @@ def llama(**changes) -> c.LlamaConfig:
         head_size=14,
         mlp_width=67,
         rope_theta=500.0,
-        # Short, so that all three bands of the scaling occur among 7 frequencies.
-        rope_scaling=c.RopeScaling(factor=8.0, original_length=19),
+        # Short, so that each of the 7 wavelengths is kept, blended or stretched by the scaling: 6
+        # is below 31 / 4, 15 lies between, 37 and more are above 31.
+        rope_scaling=c.RopeScaling(factor=8.0, original_length=31),
     )
     return dataclasses.replace(base, **changes)
 
@@ -171,6 +172,16 @@ def assert_close(actual, expected, tolerance: float) -> None:
     """The largest difference is at most `tolerance` of the largest expected value."""
     error = relative_error(actual, expected)
     assert error <= tolerance, f"relative error {error:.2e} exceeds {tolerance:.0e}"
+
+
+def operations(jaxpr):
+    """All equations of a program, those of the functions it calls included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from operations(inner)
 
 
 def run(module, *arguments):

@@ -78,7 +78,7 @@ def pair_odds(pairs: list[tuple[str, str, str]], data: DataConfig) -> np.ndarray
 
 
 class _MakeExample(grain.transforms.RandomMap):
-    """Record to example: one of its pairs, drawn by weight; frames sampled and cropped."""
+    """Record to example: Q of its pairs, drawn by weight; frames sampled and cropped."""
 
     def __init__(self, data, crop, query_tokenizer, target_tokenizer, lengths):
         self._data = data
@@ -88,9 +88,14 @@ class _MakeExample(grain.transforms.RandomMap):
 
     def random_map(self, record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         pairs = pairs_of(record)
-        _, query, target = pairs[rng.choice(len(pairs), p=pair_odds(pairs, self._data))]
-        query_ids, query_mask = self._tokenizers[0](query, self._lengths[0])
-        target_ids, target_mask = self._tokenizers[1](target, self._lengths[1])
+        odds = pair_odds(pairs, self._data)
+        count = self._data.pairs_per_clip
+        # No pair twice, unless the record has too few.
+        repeats = count > np.count_nonzero(odds)
+        drawn = [pairs[i] for i in rng.choice(len(pairs), count, replace=repeats, p=odds)]
+        queries, targets = [query for _, query, _ in drawn], [target for _, _, target in drawn]
+        query_ids, query_mask = self._tokenizers[0].batch(queries, self._lengths[0])
+        target_ids, target_mask = self._tokenizers[1].batch(targets, self._lengths[1])
         frames = sample_frames(record["frames"], self._data.frames)
         return {
             "frames": resize_and_crop(frames, self._data.resize, self._crop),
@@ -98,8 +103,13 @@ class _MakeExample(grain.transforms.RandomMap):
             "query_mask": query_mask,
             "target": target_ids,
             "target_mask": target_mask,
-            "target_id": text_id(target),
+            "target_id": np.array([text_id(target) for target in targets]),
         }
+
+
+def _join_pairs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """[B, Q, ...] to [B * Q, ...], the pairs of a clip side by side."""
+    return {k: v if k == "frames" else v.reshape(-1, *v.shape[2:]) for k, v in batch.items()}
 
 
 def bucket_of_records(source, tokenizers, buckets: tuple[tuple[int, int], ...]) -> np.ndarray:
@@ -143,8 +153,9 @@ def batches(
     as often as it has records, so that no host has to ask another and shapes agree everywhere.
 
     Returns:
-      A MapDataset of dicts: `frames` [B, T, H, W, C] uint8, `query` and `target` [B, L] int32 with
-      `query_mask` and `target_mask` bool, `target_id` [B] int32.
+      A MapDataset of dicts: `frames` [B, T, H, W, C] uint8, `query` and `target` [B * Q, L] int32
+      with `query_mask` and `target_mask` bool, `target_id` [B * Q] int32. Q is `pairs_per_clip`; the
+      pairs of a clip stand side by side.
 
     Raises:
       ValueError: the batch does not divide over the hosts, or the source is empty.
@@ -168,7 +179,7 @@ def batches(
         dataset = dataset.shuffle().repeat()[process_index::process_count]
         crop = config.model.x_encoder.image_size
         dataset = dataset.random_map(_MakeExample(config.data, crop, *tokenizers, lengths))
-        parts.append(dataset.batch(config.batch_size // process_count))
+        parts.append(dataset.batch(config.batch_size // process_count).map(_join_pairs))
         sizes.append(len(index))
     if len(parts) == 1:
         return parts[0]

@@ -33,22 +33,12 @@ def test_equals_the_textbook(masked, scale):
     tiny.assert_close(actual, textbook(q, k, v, mask, A**-0.5 if scale is None else scale), 1e-6)
 
 
-def operations(jaxpr):
-    """All equations of a program, those of the functions it calls included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from operations(inner)
-
-
 def test_bfloat16_inputs_get_a_float32_softmax_and_a_bfloat16_result():
     q, k, v = (jnp.ones((B, L, heads, A), jnp.bfloat16) for heads in (K, G, G))
     program = jax.make_jaxpr(attention)(q, k, v)
     assert program.out_avals[0].dtype == jnp.bfloat16
-    types = [e.outvars[0].aval.dtype for e in operations(program.jaxpr) if e.primitive.name == "exp"]
-    assert types == [jnp.float32]
+    exponentials = [e for e in tiny.operations(program.jaxpr) if e.primitive.name == "exp"]
+    assert [e.outvars[0].aval.dtype for e in exponentials] == [jnp.float32]
 
 
 def test_a_query_that_may_see_nothing_is_finite_with_finite_gradients():
