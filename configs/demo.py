@@ -1,6 +1,6 @@
 """Emoji in motion: all three parts trained from scratch, in minutes on a laptop CPU.
 
-    python -m jepa_jax.train --config=configs/demo.py
+python -m jepa_jax.train --config=configs/demo.py
 
 """
 
@@ -18,7 +18,9 @@ config = Config(
     name="demo",
     model=ModelConfig.demo(),
     optim=OptimConfig(
-        learning_rate=2e-3,
+        # Two towers that start from scratch can fall into each other (all embeddings equal, hardly any
+        # gradient) and take long to part again: at 2e-3 they do, at 7e-4 they do not.
+        learning_rate=7e-4,
         schedule="cosine",
         warmup_steps=50,
         final_fraction=0.02,
@@ -29,17 +31,19 @@ config = Config(
     data=DataConfig(
         dataset="emoji_motion",
         frames=8,
-        length_buckets=((16, 16),),
+        length_buckets=((10, 14),),
+        # Four of a clip's six pairs at every step: the X-Encoder, most of the cost, runs once for them.
+        pairs_per_clip=4,
         pair_weights=(
-            ("describe", 4.0),
-            ("what_is_it", 2.0),
+            ("describe", 1.0),
+            ("what_is_it", 1.0),
             ("what_does_it_do", 1.0),
-            ("is_present", 1.0),
-            ("how_many", 1.0),
+            ("is_present", 0.5),
+            ("how_many", 0.5),
         ),
     ),
     checkpoint=CheckpointConfig(every=200),
     eval=EvalConfig(splits=("unseen_pairs", "unseen_art", "animations"), clips=540),
-    steps=800,
+    steps=750,
     batch_size=64,
 )

@@ -40,7 +40,7 @@ class Validation:
     def __call__(self, model: VLJEPA) -> dict[str, float]:
         """{"recall_at_1": text-to-video R@1 of the model as it is}."""
         subject = Subject(Model(model, self._config, self._tokenizers), self._frames)
-        metrics = emoji_motion.retrieval(subject, self._clips, self._config.eval.retrieval_clips)
+        metrics = emoji_motion.retrieval(subject, self._clips, self._config.eval)
         return {"recall_at_1": metrics["text_to_video_recall_at_1"]["value"]}
 
 

@@ -113,6 +113,7 @@ def open_data(config: Config, mesh: Mesh):
         config,
         pipeline.open_source(config.data),
         tokenizers,
+        texts=pipeline.open_source(config.data, with_frames=False),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -156,7 +156,10 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(small_disk, caplog):
-    big = {"params": {"kernel": jax.random.normal(jax.random.key(0), (300, 1000))}, "training": {"step": jnp.asarray(1)}}
+    big = {
+        "params": {"kernel": jax.random.normal(jax.random.key(0), (300, 1000))},
+        "training": {"step": jnp.asarray(1)},
+    }
     checkpointer = Checkpointer(small_disk / "c", CheckpointConfig(keep=5, best_metric="loss"))
     with caplog.at_level(logging.ERROR):
         for step in (1, 2, 3):

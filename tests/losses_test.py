@@ -22,9 +22,9 @@ WITH_DUPLICATES[[6, 7]] = 2**31 - 1
 
 
 def embeddings(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors; equal texts have equal targets."""
+    """Unit vectors. Equal texts get different ones here: if they did not, the loss would be the same
+    with and without knowing that they are equal (a test below)."""
     predicted, target = tiny.normal(len(ids), E, seed=1), tiny.normal(len(ids), E, seed=2)
-    target = target[np.unique(ids, return_inverse=True)[1]]
     return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (predicted, target))
 
 
@@ -83,8 +83,7 @@ def test_equal_targets_are_uniform_positives():
 
 
 def test_equal_targets_do_not_repel_each_other():
-    """Two samples with one text, both at that text: no better place, so no gradient pulls them. As
-    negatives of one another they would be pushed apart."""
+    """Two samples with one text, both at that text: no better place, so nothing pulls at either."""
     e = np.eye(2, dtype=np.float32)[[0, 0]]
     together = np.array([4, 4], np.int32)
     loss, metrics = info_nce(e, e, together, SCALE)
@@ -94,13 +93,21 @@ def test_equal_targets_do_not_repel_each_other():
     np.testing.assert_allclose(grad, 0, atol=1e-6)
 
 
+def test_where_equal_texts_embed_equally_it_is_the_paper_s_loss():
+    """All the positives of a sample then have one logit, so their mean is the sample's own."""
+    predicted, target = embeddings(ALL_DIFFER)
+    target = target[np.unique(WITH_DUPLICATES, return_inverse=True)[1]]
+    soft, metrics = info_nce(predicted, target, WITH_DUPLICATES, SCALE)
+    plain, plain_metrics = info_nce(predicted, target, ALL_DIFFER, SCALE)
+    np.testing.assert_allclose(soft, plain, rtol=1e-6)
+    assert metrics["accuracy"] >= plain_metrics["accuracy"]
+
+
 @pytest.mark.parametrize("ids", [ALL_DIFFER, WITH_DUPLICATES])
 def test_gradients_are_those_of_finite_differences(ids):
     with jax.enable_x64(True):
         arguments = [jnp.asarray(x, jnp.float64) for x in (*embeddings(ids), 3.0)]
-        check_grads(
-            lambda p, t, s: info_nce(p, t, ids, s)[0], arguments, order=2, modes=["rev"], rtol=1e-3
-        )
+        check_grads(lambda p, t, s: info_nce(p, t, ids, s)[0], arguments, order=2, modes=["rev"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("ids", [ALL_DIFFER, WITH_DUPLICATES])
@@ -115,13 +122,12 @@ def test_the_order_of_the_batch_does_not_matter(ids):
 
 
 def test_accuracy_counts_predictions_whose_nearest_target_is_a_positive():
-    target = np.eye(4, E, dtype=np.float32)
-    ids = np.array([1, 2, 3, 4], np.int32)
-    nearest = np.array([0, 1, 3, 2])
-    assert info_nce(target[nearest], target, ids, SCALE)[1]["accuracy"] == 0.5
-    # Targets 2 and 3 now are one text, so either is right.
-    ids = np.array([1, 2, 3, 3], np.int32)
-    assert info_nce(target[nearest], target, ids, SCALE)[1]["accuracy"] == 1
+    """Rows find targets 0, 0 and 2. The nearest predictions of the columns would be 1, 0 and 2."""
+    predicted = np.array([[2, 1, 0], [3, 1, 0], [0, 0, 5]], np.float32)
+    target = np.eye(3, dtype=np.float32)
+    for ids, right in (([7, 8, 9], 2 / 3), ([7, 7, 9], 1), ([7, 8, 7], 2 / 3)):
+        accuracy = info_nce(predicted, target, np.array(ids, np.int32), SCALE)[1]["accuracy"]
+        np.testing.assert_allclose(accuracy, right, rtol=1e-6)
 
 
 def test_bfloat16_embeddings_give_a_float32_loss():

@@ -21,7 +21,8 @@ from jepa_jax.state import abstract_state, from_items, to_items
 from jepa_jax.train import train_step
 from tests import tiny
 
-BATCH = 16
+# Two texts a clip, one clip a device.
+BATCH, PAIRS = 16, 2
 # Wide enough that matrices and the token embedding are split over 2, 4 and 8 devices.
 MODEL = tiny.model(
     x_encoder=tiny.x_encoder(width=48, mlp_width=192),
@@ -49,14 +50,12 @@ def step_on(devices: int, fsdp: int):
     mesh = make_mesh(fsdp, jax.devices()[:devices])
     graphdef, template = abstract_state(CONFIG, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, template)
-    jitted = jax.jit(
-        train_step, static_argnames=("graphdef", "config"), out_shardings=(shardings, None)
-    )
+    jitted = jax.jit(train_step, static_argnames=("graphdef", "config"), out_shardings=(shardings, None))
 
     def step(state):
         with jax.set_mesh(mesh):
             state = jax.device_put(state, shardings)
-            batch = shard_global_batch(tiny.batch(BATCH, MODEL), mesh)
+            batch = shard_global_batch(tiny.batch(BATCH, MODEL, PAIRS), mesh)
             return state, *jitted(state, batch, graphdef=graphdef, config=CONFIG)
 
     return step
@@ -100,9 +99,8 @@ def test_one_device_and_eight_agree_on_the_training_step(fsdp):
         trained, started = tiny.parameters(state.trained), tiny.parameters(start.trained)
         for name, x in tiny.parameters(expected.trained).items():
             tiny.assert_close(trained[name], x, 1e-5)
-            # The weights alone would agree if nothing had been learned.
-            change = np.asarray(x, np.float64) - np.asarray(started[name])
-            tiny.assert_close(np.asarray(trained[name], np.float64) - started[name], change, 1e-4)
+            assert tiny.relative_error(started[name], x) > 1e-3, f"{name} hardly moved"
+        # The moments are the gradients, before Adam divides them by their own size.
         for a, b in zip(*map(moments, (state.optimizer, expected.optimizer)), strict=True):
             tiny.assert_close(a, b, 1e-5)
         assert_frozen(start, state)

@@ -46,7 +46,7 @@ def llama(**changes) -> c.LlamaConfig:
 
 
 def y_encoder(**changes) -> c.YEncoderConfig:
-    """Layers: sliding, full, sliding."""
+    """Layers: sliding, sliding, full."""
     base = c.YEncoderConfig(
         vocab_size=43,
         width=51,
@@ -56,7 +56,7 @@ def y_encoder(**changes) -> c.YEncoderConfig:
         head_size=16,
         mlp_width=61,
         window=4,
-        full_every=2,
+        full_every=3,
         rope_theta_sliding=100.0,
         rope_theta_full=1000.0,
         query_scalar=13.0,
@@ -116,7 +116,9 @@ def random_weight(name: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     if name[-1] == "token_embedding":
         return noise / np.sqrt(shape[-1])
     if name[-1] == "scale":
-        return 1 + 0.3 * noise
+        # Inside Gemma's blocks gains are stored as offsets from 1.
+        offset = name[-2].startswith("norm_") or name[-2] in ("query_norm", "key_norm")
+        return 0.3 * noise + (not offset)
     if name[-1] == "log_logit_scale":
         return np.log(1 / 0.07)
     assert name[-1] == "bias", name
@@ -141,22 +143,23 @@ def right_padded(lengths, width: int) -> np.ndarray:
     return np.arange(width) < np.asarray(lengths)[:, None]
 
 
-def batch(size: int = BATCH, config: c.ModelConfig | None = None) -> dict[str, np.ndarray]:
-    """A batch as the pipeline makes it; a few of its targets are equal."""
+def batch(size: int = BATCH, config: c.ModelConfig | None = None, pairs: int = 1) -> dict[str, np.ndarray]:
+    """A batch as the pipeline makes it: `size` texts, `pairs` of them on each clip, two of the
+    targets equal."""
     config = model() if config is None else config
     rng = np.random.default_rng(5)
-    tokens = {
-        "query": rng.integers(0, config.predictor.vocab_size, (size, QUERY_LENGTH), np.int32),
-        "target": rng.integers(0, config.y_encoder.vocab_size, (size, TARGET_LENGTH), np.int32),
-    }
     target_id = np.arange(size, dtype=np.int32)
     target_id[-1] = target_id[size // 3]
-    tokens["target"] = tokens["target"][target_id]
+    query = rng.integers(0, config.predictor.vocab_size, (size, QUERY_LENGTH), np.int32)
+    target = rng.integers(0, config.y_encoder.vocab_size, (size, TARGET_LENGTH), np.int32)
+    query_length = rng.integers(0, QUERY_LENGTH + 1, size)
+    target_length = rng.integers(1, TARGET_LENGTH + 1, size)
     return {
-        "frames": rng.integers(0, 256, (size, 2, 10, 15, 3), np.uint8),
-        **tokens,
-        "query_mask": right_padded(rng.integers(0, QUERY_LENGTH + 1, size), QUERY_LENGTH),
-        "target_mask": right_padded(rng.integers(1, TARGET_LENGTH + 1, size)[target_id], TARGET_LENGTH),
+        "frames": rng.integers(0, 256, (size // pairs, 2, 10, 15, 3), np.uint8),
+        "query": query,
+        "query_mask": right_padded(query_length, QUERY_LENGTH),
+        "target": target[target_id],
+        "target_mask": right_padded(target_length[target_id], TARGET_LENGTH),
         "target_id": target_id,
     }
 

@@ -1,6 +1,6 @@
 """A model of a few thousand parameters that learns in seconds: what tests run.
 
-    python -m jepa_jax.train --config=tests/tiny_config.py --workdir=DIR
+python -m jepa_jax.train --config=tests/tiny_config.py --workdir=DIR
 """
 
 import jax

@@ -145,7 +145,7 @@ class _Subset(grain.sources.RandomAccessDataSource):
 
 
 def batches(
-    config: Config, source, tokenizers, *, process_index: int = 0, process_count: int = 1
+    config: Config, source, tokenizers, *, texts=None, process_index: int = 0, process_count: int = 1
 ) -> grain.MapDataset:
     """The endless training batches; element s is this host's rows of global batch s.
 
@@ -166,10 +166,7 @@ def batches(
         raise ValueError(f"{config.data.dataset}, split {config.data.split!r}, has no records")
     pair_odds(pairs_of(source[0]), config.data)  # so that a mistake comes out now, not in a thread
     buckets = config.data.length_buckets
-    text_only = source
-    if len(buckets) > 1:
-        text_only = open_source(config.data, with_frames=False)
-    assigned = bucket_of_records(text_only, tokenizers, buckets)
+    assigned = bucket_of_records(source if texts is None else texts, tokenizers, buckets)
     parts, sizes = [], []
     for j, lengths in enumerate(buckets):
         index = np.flatnonzero(assigned == j)

@@ -46,7 +46,13 @@ def test_a_crop_larger_than_the_resize_is_refused():
 
 @pytest.mark.parametrize(
     ("frames", "count", "picked"),
-    [(8, 8, range(8)), (16, 4, [2, 6, 10, 14]), (10, 3, [1, 5, 8]), (3, 6, [0, 0, 1, 1, 2, 2]), (1, 2, [0, 0])],
+    [
+        (8, 8, range(8)),
+        (16, 4, [2, 6, 10, 14]),
+        (10, 3, [1, 5, 8]),
+        (3, 6, [0, 0, 1, 1, 2, 2]),
+        (1, 2, [0, 0]),
+    ],
 )
 def test_sampling_is_uniform_over_the_clip(frames, count, picked):
     clip = np.arange(frames)[:, None, None, None]

@@ -58,9 +58,7 @@ def test_a_query_that_may_see_nothing_is_finite_with_finite_gradients():
 @pytest.mark.parametrize("padded", [False, True])
 def test_masks_by_definition(causal, window, padded):
     valid = tiny.right_padded([5, 11], L)
-    mask = attention_mask(
-        L, valid=jnp.asarray(valid) if padded else None, window=window, causal=causal
-    )
+    mask = attention_mask(L, valid=jnp.asarray(valid) if padded else None, window=window, causal=causal)
     expected = np.ones((B, L, L), bool)
     for b, i, j in np.ndindex(B, L, L):
         if (causal and j > i) or (window is not None and abs(i - j) > window):

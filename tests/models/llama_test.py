@@ -1,7 +1,5 @@
 """Llama blocks are Llama's, with the causal mask on or off."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,10 +59,10 @@ def test_the_scaling_of_positions_bites_at_the_tested_length():
 
 
 def test_frequencies_of_the_released_model():
-    reference, theirs = reference_model(
-        dataclasses.replace(tiny.llama(), rope_scaling=LlamaConfig.llama_3_2_1b().rope_scaling)
-    )
+    pytest.importorskip("torch")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from tests.models import reference
 
     config = LlamaConfig.llama_3_2_1b()
     expected = LlamaRotaryEmbedding(reference.to_llama(config)).inv_freq.numpy()
@@ -82,9 +80,7 @@ def test_each_sub_layer_equals_the_reference(silent):
     """With the other sub-layer's last product at zero, a block is one sub-layer alone."""
     config = tiny.llama(rope_scaling=None)
     reference, theirs = reference_model(config)
-    weights = {
-        path[2:]: x[0] for path, x in reference.llama_weights(theirs).items() if path[0] == "blocks"
-    }
+    weights = {path[2:]: x[0] for path, x in reference.llama_weights(theirs).items() if path[0] == "blocks"}
     last = ("out", "kernel") if silent == "attention" else ("mlp", "down", "kernel")
     weights[last] = np.zeros_like(weights[last])
     block = tiny.build(lambda: Block(config, dtype=jnp.float32, rngs=nnx.Rngs(0)), weights)

@@ -236,6 +236,9 @@ def test_parameters_of_embedding_gemma_equal_the_reference():
 
 def test_every_weight_is_float32():
     assert {x.dtype.name for x in jax.tree.leaves(nnx.state(abstract_model()))} == {"float32"}
-    assert tiny.parameters(abstract_model()).keys() == tiny.parameters(
-        nnx.eval_shape(lambda: VLJEPA(tiny.model(), LossConfig(), rngs=nnx.Rngs(0)))
-    ).keys(), "the names do not depend on the size"
+    assert (
+        tiny.parameters(abstract_model()).keys()
+        == tiny.parameters(
+            nnx.eval_shape(lambda: VLJEPA(tiny.model(), LossConfig(), rngs=nnx.Rngs(0)))
+        ).keys()
+    ), "the names do not depend on the size"

@@ -98,9 +98,7 @@ def x_encoder_weights(model: transformers.VJEPA2Model) -> dict[tuple[str, ...], 
 
 def llama_weights(model: transformers.LlamaModel) -> dict[tuple[str, ...], np.ndarray]:
     """Weights of `Llama`: the token embedding is the predictor's."""
-    return _stacked(model.layers, _LLAMA_LAYER) | {
-        ("norm", "scale"): model.norm.weight.detach().numpy()
-    }
+    return _stacked(model.layers, _LLAMA_LAYER) | {("norm", "scale"): model.norm.weight.detach().numpy()}
 
 
 def gemma_weights(model: transformers.Gemma3TextModel) -> dict[tuple[str, ...], np.ndarray]:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jepa_jax.config import LearningRateFactors, LossConfig, ModelConfig, OptimConfig
+from jepa_jax.config import LearningRateFactors, LossConfig, OptimConfig
 from jepa_jax.models.vl_jepa import VLJEPA, is_trained, normalise_frames, part_of, unit
-from jepa_jax.state import init_state
 from jepa_jax.train import loss_fn, train_step
 from tests import tiny
 
@@ -167,17 +166,56 @@ def test_the_temperature_trains_only_if_learnable(learnable):
     assert trained(("predictor", "output_projection", "kernel"), None)
 
 
-def test_every_matrix_of_every_layer_starts_from_a_draw_of_its_own():
+@pytest.fixture(scope="module")
+def fresh():
+    """Fresh parameters of seeds 0, 0 and 1."""
+
     @jax.jit
     def start(seed):
         return nnx.state(VLJEPA(tiny.model(), LossConfig(), rngs=nnx.Rngs(jax.random.key(seed))))
 
-    first, again, other = (tiny.parameters(start(seed)) for seed in (0, 0, 1))
+    return [tiny.parameters(start(seed)) for seed in (0, 0, 1)]
+
+
+def test_every_matrix_of_every_layer_starts_from_a_draw_of_its_own(fresh):
+    first, again, other = fresh
     matrices = [name for name in first if name[-1] in ("kernel", "token_embedding")]
-    seen = set()
+    draws = []
     for name in matrices:
         np.testing.assert_array_equal(first[name], again[name])
         assert (first[name] != other[name]).any(), name
-        layers = np.asarray(first[name] if "stacked" in name else first[name][None])
-        seen |= {round(float(x.std() / x.flat[0]), 5) for x in layers}
-    assert len(seen) == sum(first[name].shape[0] if "stacked" in name else 1 for name in matrices)
+        layers = first[name] if "stacked" in name else first[name][None]
+        # The first values over the scale: equal only where the random numbers are.
+        draws += [tuple(np.round(x.ravel()[:5] / x.std(), 3)) for x in np.asarray(layers)]
+    assert len(set(draws)) == len(draws)
+
+
+def test_a_fresh_model_keeps_activations_at_1_and_adds_little_in_each_block(fresh):
+    """Matrices by their fan-in; what a block adds to the stream by (2 layers) ** -0.5, in Gemma's
+    blocks through the gain of the norm after it."""
+    layers = {"x_encoder": 2, "predictor": 2, "y_encoder": 3}
+    for name, x in fresh[0].items():
+        gain = (2 * layers[name[0]]) ** -0.5 if name[0] in layers else None
+        if name[-1] == "token_embedding":
+            np.testing.assert_allclose(np.std(x), x.shape[-1] ** -0.5, rtol=0.05)
+        elif name[-1] == "kernel":
+            adds = name[-2] in ("out", "down") and name[0] != "y_encoder"
+            expected = x.shape[-2] ** -0.5 * (gain if adds else 1.0)
+            np.testing.assert_allclose(np.std(x), expected, rtol=0.05, err_msg=str(name))
+        elif name[-1] == "bias":
+            np.testing.assert_array_equal(x, 0)
+        elif name[-1] == "scale":
+            offset = 1.0 if name[0] == "y_encoder" else 0.0
+            start = gain if name[-2].startswith("norm_after") else 1.0
+            np.testing.assert_allclose(x + offset, start, rtol=1e-6, err_msg=str(name))
+
+
+def test_pairs_of_one_clip_share_its_visual_tokens():
+    """The loss is the one of a batch that holds the clip once for each of them."""
+    config = tiny.run_config()
+    graphdef, state = tiny.state(config)
+    batch = jax.tree.map(jnp.asarray, tiny.batch(6, pairs=3))
+    apart = batch | {"frames": jnp.repeat(batch["frames"], 3, axis=0)}
+    loss = jax.jit(lambda state, batch: loss_fn(state.trained, state.frozen, graphdef, config, batch)[0])
+    assert batch["frames"].shape[0] == 2
+    tiny.assert_close(loss(state, batch), loss(state, apart), 1e-6)

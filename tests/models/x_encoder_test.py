@@ -45,9 +45,7 @@ def test_equals_the_reference(width, heads):
     ours = tiny.build(make(config), reference.x_encoder_weights(theirs))
     x = frames(tiny.FRAMES, config.image_size, config.image_size)
     channels_first = np.ascontiguousarray(x.transpose(0, 1, 4, 2, 3))
-    expected = reference.forward(
-        lambda v: theirs(v, skip_predictor=True).last_hidden_state, channels_first
-    )
+    expected = reference.forward(lambda v: theirs(v, skip_predictor=True).last_hidden_state, channels_first)
     assert expected.shape == (tiny.BATCH, 3 * 7 * 7, width)
     tiny.assert_close(tiny.run(ours, x), expected, 2e-5)
 
@@ -82,9 +80,7 @@ def test_each_sub_layer_equals_the_reference(silent):
     config = tiny.x_encoder()
     reference, theirs = reference_model(config)
     weights = {
-        path[2:]: x[0]
-        for path, x in reference.x_encoder_weights(theirs).items()
-        if path[0] == "blocks"
+        path[2:]: x[0] for path, x in reference.x_encoder_weights(theirs).items() if path[0] == "blocks"
     }
     last = "out" if silent == "attention" else "down"
     weights |= {(last, name): np.zeros_like(weights[last, name]) for name in ("kernel", "bias")}

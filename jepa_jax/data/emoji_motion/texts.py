@@ -63,7 +63,7 @@ MOTION_PHRASINGS: dict[str, tuple[str, ...]] = {
 }
 
 # The share of answers in their canonical phrasing; the others share the rest.
-CANONICAL_SHARE = 0.5
+CANONICAL_SHARE = 0.7
 
 
 def name_phrasings(name: str) -> list[str]:
@@ -134,7 +134,7 @@ def pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
     present = [name for name in (scene.thing, scene.second) if name]
     captions = caption_phrasings(scene.thing, scene.motion, scene.second)
     asked = [
-        ("describe", query("describe"), captions[rng.integers(len(captions))]),
+        ("describe", query("describe"), answer(captions)),
         ("what_is_it", query("what_is_it"), answer(name_phrasings(scene.thing))),
     ]
     if scene.motion:
