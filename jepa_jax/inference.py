@@ -60,7 +60,7 @@ class Model:
             missing = size - len(rows[0])
             if missing:
                 rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
-            # One batch of look-ahead: the device works while the last result is copied back.
+            # Not read here: every batch is dispatched before the first result is copied back.
             results.append(function(self._state, *rows, graphdef=self._graphdef))
         return np.concatenate([np.asarray(r) for r in results])[:count]
 
