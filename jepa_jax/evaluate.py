@@ -47,9 +47,13 @@ class Validation:
 def untrained_twin(model: Model) -> Model:
     """The same architecture and tokenizers with new weights."""
     config = model.config
-    rngs = nnx.Rngs(config.seed + 1)
-    fresh = jax.jit(lambda: nnx.split(VLJEPA(config.model, config.loss, rngs=rngs)))()
-    return model.with_weights(nnx.merge(*fresh))
+
+    @jax.jit
+    def create():
+        rngs = nnx.Rngs(config.seed + 1)
+        return nnx.split(VLJEPA(config.model, config.loss, rngs=rngs))
+
+    return model.with_weights(nnx.merge(*create()))
 
 
 def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:

@@ -33,7 +33,7 @@ from jepa_jax.state import TrainState, abstract_state, from_items, init_state, t
 
 
 def loss_fn(
-    trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, config: Config, batch
+    trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of a batch, as a function of the parameters that train."""
     model = nnx.merge(graphdef, trained, frozen)
@@ -62,7 +62,7 @@ def train_step(
       `temperature`, `grad_norm`, `learning_rate`.
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, metrics), grads = gradient(state.trained, state.frozen, graphdef, config, batch)
+    (loss, metrics), grads = gradient(state.trained, state.frozen, graphdef, batch)
     optimizer = make_optimizer(config.optim, config.steps)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
     metrics |= {
@@ -71,7 +71,7 @@ def train_step(
         "learning_rate": learning_rate_schedule(config.optim, config.steps)(state.step),
     }
     trained = optax.apply_updates(state.trained, updates)
-    if config.loss.learnable_temperature:
+    if "log_logit_scale" in trained:
         # Clipped after the update, not inside the loss, where a value beyond the cap would get no
         # gradient and never come back.
         scale = trained["log_logit_scale"]
