@@ -122,7 +122,7 @@ def plot_loss(workdir: pathlib.Path) -> None:
     for name, style in (("loss", "-"), ("alignment", "--"), ("uniformity", ":")):
         left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, label=name)
     left.set(xlabel="step", ylabel="nats", title="InfoNCE = alignment + uniformity")
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="center right")
     right.plot(steps, [100 * row["accuracy"] for row in rows], linewidth=1.0, color="tab:green")
     right.set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
     for axes in (left, right):
