@@ -132,7 +132,7 @@ def test_a_frozen_part_gets_no_gradient_and_no_moments(frozen):
     moments = [x for x in jax.tree.leaves(state.optimizer) if x.dtype != jnp.int32]
     assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in trained.values()])
     grads = jax.eval_shape(
-        lambda t, f, batch: jax.grad(loss_fn, has_aux=True)(t, f, graphdef, config, batch)[0],
+        lambda t, f, batch: jax.grad(loss_fn, has_aux=True)(t, f, graphdef, batch)[0],
         *(state.trained, state.frozen, tiny.batch()),
     )
     assert tiny.parameters(grads).keys() == trained.keys()
