@@ -1,9 +1,7 @@
 """A model of a few thousand parameters that learns in seconds: what tests run.
 
-python -m jepa_jax.train --config=tests/tiny_config.py --workdir=DIR
+python -m jepa_jax.train --config=tests/tiny_config.py --workdir=DIR --config.fsdp=1
 """
-
-import jax
 
 from jepa_jax.config import (
     CheckpointConfig,
@@ -16,9 +14,6 @@ from jepa_jax.config import (
     XEncoderConfig,
     YEncoderConfig,
 )
-
-# Two devices, so that every run goes through the sharded path.
-jax.config.update("jax_num_cpu_devices", 2)
 
 config = Config(
     name="tiny",
@@ -64,5 +59,5 @@ config = Config(
     steps=40,
     batch_size=8,
     log_every=1,
-    fsdp=2,
+    fsdp=2,  # with two devices every run goes through the sharded path
 )

@@ -26,6 +26,7 @@ def start(workdir: pathlib.Path, data_dir: pathlib.Path, *arguments: str) -> sub
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
         "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -149,7 +150,8 @@ def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir):
     ("argument", "sentence"),
     [
         ("--config.optim.learning_rat=1", "did you mean learning_rate?"),
-        ("--config.batch_size=9", "batch_size=9 is not a multiple of the mesh's 2 devices"),
+        ("--config.batch_size=9", "batch_size=9 is not a multiple of fsdp=2"),
+        ("--config.batch_size=9 --config.fsdp=1", "batch_size=9 is not a multiple of the mesh's 2 devices"),
         ("--config.fsdp=4", "fsdp=4 does not divide the 2 devices"),
         ("--config.data.split=trian", "has no split 'trian': it has train"),
         ("--config.data.dataset=no_such_dataset", "no such dataset"),
@@ -159,7 +161,7 @@ def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir):
     ],
 )
 def test_a_mistake_is_one_sentence_status_2_and_nothing_written(data_dir, tmp_path, argument, sentence):
-    process = start(tmp_path / "run", data_dir, argument)
+    process = start(tmp_path / "run", data_dir, *argument.split())
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2, output
     assert sentence in output

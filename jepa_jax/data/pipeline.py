@@ -173,9 +173,10 @@ def batches(
         if not len(index):
             continue
         dataset = grain.MapDataset.source(_Subset(source, index)).seed(config.seed + j)
-        dataset = dataset.shuffle().repeat()[process_index::process_count]
         crop = config.model.x_encoder.image_size
-        dataset = dataset.random_map(_MakeExample(config.data, crop, *tokenizers, lengths))
+        example = _MakeExample(config.data, crop, *tokenizers, lengths)
+        # Cut into the hosts' shares last: random numbers come from the place in the global order.
+        dataset = dataset.shuffle().repeat().random_map(example)[process_index::process_count]
         parts.append(dataset.batch(config.batch_size // process_count).map(_join_pairs))
         sizes.append(len(index))
     if len(parts) == 1:
