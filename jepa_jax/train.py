@@ -67,7 +67,7 @@ def train_step(
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
     metrics |= {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": learning_rate_schedule(config.optim, config.steps)(state.step),
     }
     trained = optax.apply_updates(state.trained, updates)
