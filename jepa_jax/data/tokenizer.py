@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import threading
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Tokenizer:
         # Llama's tokenizer has no padding token. Padding is masked everywhere, so any id serves.
         self.pad_id = self._tokenizer.pad_token_id or 0
         self.prefix = prefix
+        # A fast tokenizer keeps the length to cut at as a state of its own, which threads would share.
+        self._lock = threading.Lock()
         self._ids = functools.lru_cache(maxsize=2**16)(self._encode)
 
     def __len__(self) -> int:
@@ -43,7 +46,8 @@ class Tokenizer:
 
     def _encode(self, text: str, length: int | None) -> tuple[int, ...]:
         options = {} if length is None else {"truncation": True, "max_length": length}
-        return tuple(self._tokenizer(self.prefix + text, **options)["input_ids"])
+        with self._lock:
+            return tuple(self._tokenizer(self.prefix + text, **options)["input_ids"])
 
     def count(self, text: str) -> int:
         """Tokens of a text, special ones included."""
