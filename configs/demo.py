@@ -30,20 +30,20 @@ config = Config(
     ),
     data=DataConfig(
         dataset="emoji_motion",
-        frames=8,
+        frames=4,
         length_buckets=((10, 14),),
         # Four of a clip's six pairs at every step: the X-Encoder, most of the cost, runs once for them.
         pairs_per_clip=4,
         pair_weights=(
             ("describe", 1.0),
             ("what_is_it", 1.0),
-            ("what_does_it_do", 1.0),
-            ("is_present", 0.5),
-            ("how_many", 0.5),
+            ("what_does_it_do", 2.0),
+            ("is_present", 0.75),
+            ("how_many", 1.0),
         ),
     ),
-    checkpoint=CheckpointConfig(every=200),
-    eval=EvalConfig(splits=("unseen_pairs", "unseen_art", "animations"), clips=540),
-    steps=750,
+    checkpoint=CheckpointConfig(every=250),
+    eval=EvalConfig(splits=("unseen_pairs", "unseen_art", "animations"), clips=720),
+    steps=1250,
     batch_size=64,
 )

@@ -21,6 +21,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
@@ -234,11 +235,12 @@ class ModelConfig:
     def demo(cls) -> ModelConfig:
         """Small enough to learn emoji in motion from scratch in minutes on two CPU cores.
 
-        The tubelet is the whole clip of 8 frames: 16 tokens, each of which sees the motion in its place.
+        Eight visual tokens: two tubelets of two frames, each of four patches. Small patches learn
+        motions sooner and large ones names; long tubelets tie a thing's looks to how it moves.
         """
         return cls(
             x_encoder=XEncoderConfig(
-                width=256, layers=2, heads=8, mlp_width=512, image_size=32, patch_size=8, tubelet_size=8
+                width=256, layers=2, heads=8, mlp_width=512, image_size=32, patch_size=16, tubelet_size=2
             ),
             predictor=LlamaConfig(
                 vocab_size=1024,
@@ -307,8 +309,8 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: NonNegative = 0
     final_fraction: Fraction = 0.0
-    b1: Fraction = 0.9
-    b2: Fraction = 0.95
+    b1: Decay = 0.9
+    b2: Decay = 0.95
     eps: PositiveFloat = 1e-8
     weight_decay: Factor = 0.0
     clip_norm: PositiveFloat | None = 1.0

@@ -109,11 +109,12 @@ def open_data(config: Config, mesh: Mesh):
             f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices"
         )
     tokenizers = load_tokenizers(config)
+    several = len(config.data.length_buckets) > 1  # only then are the lengths of all texts needed
     dataset = pipeline.batches(
         config,
         pipeline.open_source(config.data),
         tokenizers,
-        texts=pipeline.open_source(config.data, with_frames=False),
+        texts=pipeline.open_source(config.data, with_frames=False) if several else None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -54,7 +54,7 @@ config = Config(
         warmup_steps=3,
         factors=LearningRateFactors(x_encoder=1.0, token_embedding=1.0, y_encoder=1.0),
     ),
-    data=DataConfig(dataset="emoji_motion/tiny", length_buckets=((8, 8), (16, 16))),
+    data=DataConfig(dataset="emoji_motion/tiny", frames=4, length_buckets=((8, 8), (16, 16))),
     checkpoint=CheckpointConfig(every=3, best_metric="loss"),
     steps=40,
     batch_size=8,

@@ -40,10 +40,10 @@ class ClipConfig:
     """
 
     size: int = 32
-    frames: int = 8
-    clips_per_pair: int = 24
+    frames: int = 4
+    clips_per_pair: int = 32
     validation_clips: int = 512
-    clips_per_unseen_pair: int = 4
+    clips_per_unseen_pair: int = 6
     unseen_art_clips: int = 540
     clips_per_animation: int = 2
     style: SceneStyle = dataclasses.field(default_factory=SceneStyle)

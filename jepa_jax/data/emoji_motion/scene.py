@@ -60,23 +60,23 @@ class SceneStyle:
       periods: stripes or checks across the canvas.
     """
 
-    size: Range = (0.50, 0.75)
-    zoom_size: Range = (0.70, 0.90)
-    spin_size: Range = (0.50, 0.70)
-    crowded_size: tuple[float, float, float] = (0.58, 0.70, 0.54)
-    travel: Range = (0.30, 0.50)
-    zoom: Range = (1.8, 2.4)
-    degrees: Range = (30.0, 60.0)
+    size: Range = (0.58, 0.75)
+    zoom_size: Range = (0.75, 0.90)
+    spin_size: Range = (0.58, 0.72)
+    crowded_size: tuple[float, float, float] = (0.64, 0.75, 0.62)
+    travel: Range = (0.35, 0.50)
+    zoom: Range = (2.0, 2.6)
+    degrees: Range = (40.0, 70.0)
     blink_periods: tuple[int, ...] = (2, 4)
-    overhang: float = 0.06
+    overhang: float = 0.12
     second_chance: float = 0.25
     second_size: Range = (0.32, 0.42)
     mirror_chance: float = 0.0
-    saturation: Range = (0.05, 0.40)
-    brightness: Range = (0.35, 0.95)
-    contrast: float = 0.25
+    saturation: Range = (0.05, 0.30)
+    brightness: Range = (0.45, 0.95)
+    contrast: float = 0.15
     blobs: tuple[int, int] = (2, 4)
-    periods: Range = (1.5, 4.0)
+    periods: Range = (1.0, 2.5)
 
 
 @dataclasses.dataclass(frozen=True)
