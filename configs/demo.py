@@ -1,7 +1,9 @@
 """Emoji in motion: all three parts trained from scratch, in minutes on a laptop CPU.
 
-python -m jepa_jax.train --config=configs/demo.py
+    python -m jepa_jax.train --config=configs/demo.py
 
+Expected on pairs of thing and motion never seen together: text-to-video R@1 of 256 about 55%, what is it
+45% (90% within five), what does it do 92%, VQA 83%. README.md has one run's figures.
 """
 
 from jepa_jax.config import (
@@ -44,6 +46,6 @@ config = Config(
     ),
     checkpoint=CheckpointConfig(every=250),
     eval=EvalConfig(splits=("unseen_pairs", "unseen_art", "animations"), clips=720),
-    steps=1250,
+    steps=1100,
     batch_size=64,
 )

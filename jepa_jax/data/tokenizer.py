@@ -38,7 +38,8 @@ class Tokenizer:
         self.prefix = prefix
         # A fast tokenizer keeps the length to cut at as a state of its own, which threads would share.
         self._lock = threading.Lock()
-        self._ids = functools.lru_cache(maxsize=2**16)(self._encode)
+        # Texts repeat: most of them are looked up, not encoded again.
+        self._row = functools.lru_cache(maxsize=2**16)(self._pad)
 
     def __len__(self) -> int:
         """Ids run from 0 to this, exclusive."""
@@ -51,18 +52,22 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """Tokens of a text, special ones included."""
-        return len(self._ids(text, None))
+        return len(self._encode(text, None))
 
     def __call__(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions."""
-        found = self._ids(text, length)
+        ids, mask = self._row(text, length)
+        return ids.copy(), mask.copy()
+
+    def _pad(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+        found = self._encode(text, length)
         ids = np.full(length, self.pad_id, np.int32)
         ids[: len(found)] = found
         return ids, np.arange(length) < len(found)
 
     def batch(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [B, L] int32 and mask [B, L] bool."""
-        rows = [self(text, length) for text in texts]
+        rows = [self._row(text, length) for text in texts]
         return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
 
 
