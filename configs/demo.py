@@ -46,6 +46,6 @@ config = Config(
     ),
     checkpoint=CheckpointConfig(every=250),
     eval=EvalConfig(splits=("unseen_pairs", "unseen_art", "animations"), clips=720),
-    steps=1100,
+    steps=1400,
     batch_size=64,
 )

@@ -1,0 +1,140 @@
+"""Metrics by hand-worked cases; tasks by subjects whose score is known beforehand."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+from jepa_jax.config import EvalConfig
+from jepa_jax.data.emoji_motion import texts
+from jepa_jax.data.emoji_motion.scene import sample_scene
+from jepa_jax.data.emoji_motion.splits import unseen_pairs
+from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
+from jepa_jax.evaluation.clips import Clip, shuffle_in_time
+from jepa_jax.evaluation.emoji_motion import TASKS, distinct_captions
+from jepa_jax.evaluation.retrieval import ranks, retrieval_metrics
+
+
+def test_ranks_by_hand():
+    gallery = np.eye(3)
+    queries = np.array([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.3, 0.4]])
+    match = np.array([[1, 0, 0], [0, 0, 1], [1, 1, 0]], bool)
+    assert ranks(queries, gallery, match).tolist() == [1, 3, 2]
+
+
+def test_a_model_with_one_answer_for_all_ranks_last():
+    same = np.ones((5, 1))
+    assert ranks(same, same, np.eye(5, dtype=bool)).tolist() == [5] * 5
+
+
+def test_retrieval_metrics_by_hand():
+    """Text 0 finds video 0 first, text 1 finds it too and its own second."""
+    video = np.array([[1.0, 0.0], [0.6, 0.8]])
+    text = np.array([[1.0, 0.0], [0.8, 0.6 - 1e-3]])
+    metrics = retrieval_metrics(video, text)
+    assert metrics["text_to_video_recall_at_1"] == {"value": 1.0, "chance": 0.5, "n": 2}
+    text[1] = [0.95, 0.1]
+    metrics = retrieval_metrics(video, text)
+    assert metrics["text_to_video_recall_at_1"]["value"] == 0.5
+    assert metrics["text_to_video_recall_at_5"] == {"value": 1.0, "chance": 1.0, "n": 2}
+    assert metrics["text_to_video_median_rank"] == {"value": 1.5, "chance": 1.5, "n": 2}
+
+
+def test_a_class_is_the_mean_of_its_phrasings():
+    vectors = {"a": [1, 0], "b": [0, 1], "c": [-1, 0]}
+    classes = class_embeddings(
+        lambda names: np.array([vectors[n] for n in names], float), [["a", "b"], ["c"]]
+    )
+    np.testing.assert_allclose(classes, [[0.5**0.5, 0.5**0.5], [-1, 0]])
+
+
+def test_top_k_by_hand():
+    predicted = np.array([[1.0, 0.9, 0.0], [1.0, 0.9, 0.0]])
+    metrics = top_k_metrics(predicted, np.eye(3), np.array([0, 1]), ks=(1, 2))
+    assert [metrics[k]["value"] for k in ("top_1", "top_2")] == [0.5, 1.0]
+    assert metrics["top_2"]["chance"] == pytest.approx(2 / 3)
+
+
+def test_shuffling_keeps_each_clips_frames():
+    frames = np.arange(6 * 8).reshape(6, 8, 1, 1, 1).astype(np.uint8)
+    shuffled = shuffle_in_time(frames)
+    assert (shuffled != frames).any(axis=1).all()
+    np.testing.assert_array_equal(np.sort(shuffled, axis=1), frames)
+    np.testing.assert_array_equal(shuffle_in_time(frames), shuffled)
+    assert (shuffle_in_time(frames, seed=1) != shuffled).any()
+    # Not one order for all.
+    assert len({tuple(np.argsort(clip.ravel())) for clip in shuffled}) > 1
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Two clips of every unseen pair, without their pixels."""
+    found = []
+    for i, pair in enumerate(unseen_pairs() * 2):
+        rng = np.random.default_rng(i)
+        scene = sample_scene(rng, *pair)
+        found.append(Clip(scene.thing, scene.motion, scene.second, texts.pairs(scene, rng)))
+    return found
+
+
+class Oracle:
+    """Answers every question with the words of the right answer; `wrong` shifts it by one clip."""
+
+    def __init__(self, clips, wrong: bool = False):
+        self._clips = clips[1:] + clips[:1] if wrong else clips
+        self._kinds = [{q: k for k, q, _ in clip.pairs} for clip in clips]
+
+    @staticmethod
+    def embed_text(strings):
+        """A bag of words: [B, 64] unit vectors."""
+        rows = [
+            sum(
+                np.random.default_rng(zlib.crc32(word.encode())).normal(size=64)
+                for word in string.replace(",", "").split()
+            )
+            for string in strings
+        ]
+        return np.stack([row / np.linalg.norm(row) for row in rows])
+
+    def answer(self, queries, index=slice(None)):
+        places = np.arange(len(self._clips))[index]
+        answers = []
+        for query, i in zip(queries, places, strict=True):
+            kind = self._kinds[i][query]
+            same = [t for k, q, t in self._clips[i].pairs if k == kind and q == query]
+            answers.append(same[0] if same else self._clips[i].pair(kind)[1])
+        return self.embed_text(answers)
+
+
+def test_one_who_knows_scores_full_and_one_who_mixes_clips_up_does_not(clips):
+    config = EvalConfig()
+    right, wrong = Oracle(clips), Oracle(clips, wrong=True)
+    for task, measure in TASKS.items():
+        for name, metric in measure(right, clips, config).items():
+            if "rank" in name:
+                assert metric["value"] == 1, (task, name)
+            else:
+                assert metric["value"] > 0.97, (task, name, metric)
+    assert TASKS["retrieval"](wrong, clips, config)["text_to_video_recall_at_1"]["value"] < 0.1
+    assert TASKS["what_is_it"](wrong, clips, config)["top_1"]["value"] < 0.1
+    assert TASKS["what_does_it_do"](wrong, clips, config)["top_1"]["value"] < 0.3
+
+
+def test_chance_of_closed_questions_is_the_commonest_answer(clips):
+    metrics = TASKS["vqa"](Oracle(clips), clips, EvalConfig())
+    alone = np.mean([not clip.second for clip in clips])
+    assert metrics["how_many"]["chance"] == pytest.approx(max(alone, 1 - alone))
+    assert metrics["is_present"]["chance"] == 0.5
+    assert metrics["accuracy"]["n"] == 3 * len(clips)
+
+
+def test_retrieval_is_over_distinct_captions(clips):
+    index = distinct_captions(clips, 1000)
+    shown = [(clips[i].thing, clips[i].motion, clips[i].second) for i in index]
+    assert len(set(shown)) == len(shown) == len({(c.thing, c.motion, c.second) for c in clips})
+    assert len(distinct_captions(clips, 10)) == 10
+
+
+def test_clips_without_a_named_motion_are_not_asked_for_one(clips):
+    still = [Clip(c.thing, "", c.second, c.pairs) for c in clips[:3]]
+    assert TASKS["what_does_it_do"](Oracle(still), still, EvalConfig()) is None

@@ -1,0 +1,81 @@
+"""What a run writes down about itself."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jepa_jax.evaluate import format_table
+from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics, write_atomically
+from tests import tiny
+
+
+def scalars(loss: float, grad_norm: float = 1.0) -> dict:
+    names = ("alignment", "uniformity", "accuracy", "temperature", "learning_rate")
+    return {"loss": np.float32(loss), "grad_norm": np.float32(grad_norm)} | dict.fromkeys(
+        names, np.float32(0.5)
+    )
+
+
+def run(workdir, start: int, losses: list[float], **changes):
+    log = RunLog(workdir, tiny.run_config(**changes), start)
+    for step, loss in enumerate(losses, start + 1):
+        log.step(step, scalars(loss))
+    log.close()
+
+
+def test_lines_after_the_checkpoint_are_written_again_once(tmp_path):
+    run(tmp_path, 0, [5.0, 4.0, 3.0], log_every=1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a kill
+    run(tmp_path, 2, [2.5, 2.0], log_every=1)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 5.0), (2, 4.0), (3, 2.5), (4, 2.0)]
+
+
+def test_every_nth_step_and_the_last_are_logged(tmp_path):
+    run(tmp_path, 0, [1.0] * 7, log_every=3, steps=7)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6, 7]
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", math.nan), ("loss", math.inf), ("grad_norm", math.nan)])
+def test_what_is_not_finite_stops_at_its_step(tmp_path, name, value):
+    log = RunLog(tmp_path, tiny.run_config(log_every=5), 0)
+    log.step(1, scalars(1.0))
+    with pytest.raises(NotFiniteError, match=f"{name} is .* at step 2"):
+        log.step(2, scalars(1.0) | {name: np.float32(value)})
+    log.close()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "config.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \ud800")
+    assert path.read_text() == "old"
+
+
+def test_the_loss_curve_needs_a_line(tmp_path):
+    plot_loss(tmp_path)
+    assert not (tmp_path / "loss.png").exists()
+    run(tmp_path, 0, [2.0, 1.0], log_every=1)
+    plot_loss(tmp_path)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_the_table_shows_shares_as_percentages_and_ranks_as_ranks():
+    metric = {"value": 0.5, "chance": 0.004, "untrained": 0.01, "shuffled": 0.25, "n": 256}
+    rank = metric | {"value": 3.5}
+    text = format_table({"retrieval": {"unseen/recall_at_1": metric, "unseen/median_rank": rank}})
+    lines = text.splitlines()
+    assert lines[2].split() == ["retrieval", "unseen/recall_at_1", "50.0%", "0.4%", "1.0%", "25.0%", "256"]
+    assert lines[3].split()[2] == "3.5"
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_rows_are_json_of_plain_numbers(tmp_path):
+    run(tmp_path, 0, [2.0], log_every=1)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert all(isinstance(value, int | float) for value in row.values())
+    assert {"samples_per_second", "data_wait"} <= row.keys()
