@@ -2,8 +2,8 @@
 
     python -m jepa_jax.train --config=configs/demo.py
 
-Expected on pairs of thing and motion never seen together: text-to-video R@1 of 256 about 55%, what is it
-45% (90% within five), what does it do 92%, VQA 83%. README.md has one run's figures.
+Expected on pairs of thing and motion never seen together: text-to-video R@1 of 256 about 60%, what is it
+45% (90% within five), what does it do 92%, VQA 85%. README.md has one run's figures.
 """
 
 from jepa_jax.config import (
