@@ -170,7 +170,7 @@ def test_blinking_shows_half_of_the_frames():
 def test_spinning_turns_about_the_centre():
     plain = Background("plain", (9, 9, 9), (0, 0, 0))
     for scene in scenes_of("spins"):
-        assert 30 <= abs(scene.degrees) <= 60
+        assert 40 <= abs(scene.degrees) <= 70
         quarter = dataclasses.replace(scene, size=0.5, start=(0.5, 0.5), degrees=90.0, background=plain)
         clip, _ = clip_and_background(quarter)
         # Quarter turns, clockwise, are exact up to the resampling.
@@ -275,7 +275,7 @@ def test_unseen_pairs_leave_every_thing_and_motion_to_training():
 def test_the_choice_of_unseen_pairs_is_pinned():
     """Checkpoints outlive versions: a pair one was trained on must not become a test pair."""
     digest = hashlib.sha256(repr(unseen_pairs()).encode()).hexdigest()
-    assert digest.startswith("5351f52c06a6978f")
+    assert digest.startswith("36a0eedf06e94e45")
 
 
 def test_enough_unseen_clips_differ_in_their_caption():

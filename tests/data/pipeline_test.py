@@ -54,7 +54,7 @@ def test_shapes_and_types_are_those_of_the_legend():
     batch = make(ONE_BUCKET)[0]
     kinds = {name: (x.shape, x.dtype.name) for name, x in batch.items()}
     assert kinds == {
-        "frames": ((8, 8, 32, 32, 3), "uint8"),
+        "frames": ((8, 4, 32, 32, 3), "uint8"),
         "query": ((8, 16), "int32"),
         "query_mask": ((8, 16), "bool"),
         "target": ((8, 16), "int32"),
