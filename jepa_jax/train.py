@@ -155,7 +155,10 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             restored = checkpointer.restore_latest(to_items(template))
         if restored is None:
             start, data_state = 0, None
-            state = jax.jit(lambda: init_state(config)[1], out_shardings=shardings)()
+            # On a CPU, code that runs once is not worth LLVM's optimisations: they take longer.
+            quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+            draw = jax.jit(lambda: init_state(config)[1], out_shardings=shardings, compiler_options=quick)
+            state = draw()
         else:
             start, items, data_state = restored
             state = from_items(items, config)

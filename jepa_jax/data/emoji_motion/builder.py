@@ -49,7 +49,7 @@ class EmojiMotionConfig(tfds.core.BuilderConfig):
 
 # Cached because TFDS takes a config for the registered one of its name only if it is the same object.
 @functools.cache
-def make_config(clips: ClipConfig = NAMED["32px"]) -> EmojiMotionConfig:
+def make_config(clips: ClipConfig) -> EmojiMotionConfig:
     """Returns the TFDS config of these clips.
 
     Its name, and so its folder, is the one in `NAMED`, or the size and a hash of all fields: two

@@ -21,6 +21,9 @@ from jepa_jax.data.emoji_motion.things import THINGS
 SPLITS: tuple[str, ...] = ("train", "validation", "unseen_pairs", "unseen_art", "animations")
 ARTWORK_OF_SPLIT = {"unseen_art": "fluent_3d", "animations": "animated"}
 CHUNK = 64
+PIPE_BYTES = 1 << 20
+# Below this, starting processes costs more than they save.
+ALONE_BELOW = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +106,9 @@ def make_clips(config: ClipConfig, split: str, workers: int | None = None) -> It
 
     The result does not depend on `workers`; 0 renders in this process.
     """
-    if workers is None:
-        workers = available_cores()
     count = len(split_pairs(config, split))
+    if workers is None:
+        workers = available_cores() if count >= ALONE_BELOW else 0
     workers = min(workers, count // CHUNK)
     if not workers:
         for chunk in chunks(config, split, 0, 1):
@@ -156,7 +159,8 @@ def start_worker(config: ClipConfig, split: str, worker: int, workers: int) -> s
         "OPENBLAS_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "jepa_jax.data.emoji_motion.clips", json.dumps(job)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    # Room for a whole chunk, so that a worker renders the next one while this one waits to be read.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, pipesize=PIPE_BYTES)
 
 
 def config_from_json(fields: dict) -> ClipConfig:
