@@ -1,0 +1,196 @@
+"""Every field of the data, checkpoint, eval and run sections changes something. The model's and the
+loss's fields are in `models/config_fields_test.py`, the optimizer's in `optim_test.py`."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jepa_jax import config as c
+from jepa_jax import evaluate, sharding
+from jepa_jax.data import pipeline
+from jepa_jax.data.tokenizer import load_tokenizers
+from tests.tiny_config import config as tiny
+from tests.train_test import CONFIG, ROOT
+
+# Fields that show in the first batch, and what they are changed to.
+BATCH = {
+    "split": "validation",
+    "frames": 2,
+    "resize": 40,
+    "length_buckets": ((12, 12),),
+    "query_tokenizer": "words",
+    "target_tokenizer": "words",
+    "target_prefix": "look: ",
+    "pair_weights": (("how_many", 1.0),),
+    "pairs_per_clip": 2,
+}
+# Changed all at once in one run of five steps, in processes of its own.
+RUN = {
+    "name": "renamed",
+    "steps": 5,
+    "log_every": 2,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 4,
+    "checkpoint.best_metric": "recall_at_1",
+    "eval.splits": "('unseen_art',)",
+    "eval.clips": 30,
+    "eval.retrieval_clips": 20,
+}
+ELSEWHERE = {
+    "data.dataset": "test_the_dataset_is_the_one_named",
+    "data.data_dir": "the run below finds its data there",
+    "data.threads": "test_reading_ahead_is_as_wide_and_as_long_as_told",
+    "data.prefetch": "test_reading_ahead_is_as_wide_and_as_long_as_told",
+    "eval.validation_split": "test_the_validation_split_is_the_one_named",
+    "eval.batch_size": "test_a_model_computes_in_batches_of_the_size_told",
+    "batch_size": "test_the_batch_depends_on",
+    "seed": "test_the_batch_depends_on",
+    "fsdp": "test_fsdp_shapes_the_mesh",
+}
+
+
+def test_no_field_is_forgotten():
+    sections = {"data": c.DataConfig, "checkpoint": c.CheckpointConfig, "eval": c.EvalConfig}
+    fields = {f"{s}.{f.name}" for s, kind in sections.items() for f in dataclasses.fields(kind)}
+    others = {"model", "loss", "optim"}
+    fields |= {f.name for f in dataclasses.fields(c.Config)} - sections.keys() - others
+    assert {f"data.{name}" for name in BATCH} | RUN.keys() | ELSEWHERE.keys() == fields
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tokenizer of another vocabulary, in a folder."""
+    import tokenizers
+    import transformers
+
+    model = tokenizers.models.WordLevel({"[UNK]": 0, "a": 1, "the": 2}, unk_token="[UNK]")
+    whole = tokenizers.Tokenizer(model)
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("words")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="[UNK]").save_pretrained(folder)
+    return str(folder)
+
+
+def with_data(**fields) -> c.Config:
+    data = dataclasses.replace(tiny.data, length_buckets=((16, 16),), **{"threads": 1, **fields})
+    model = tiny.model
+    if data.frames % model.x_encoder.tubelet_size:
+        x_encoder = dataclasses.replace(model.x_encoder, tubelet_size=data.frames)
+        model = dataclasses.replace(model, x_encoder=x_encoder)
+    return dataclasses.replace(tiny, data=data, model=model)
+
+
+def first_batch(config: c.Config) -> dict[str, np.ndarray]:
+    return pipeline.batches(config, pipeline.open_source(config.data), load_tokenizers(config))[0]
+
+
+def differs(one, other) -> bool:
+    return any(not np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("name", "value"), BATCH.items(), ids=BATCH)
+def test_every_field_of_the_batch(name, value, data_dir, words):
+    plain = with_data(data_dir=data_dir)
+    if name == "length_buckets":
+        changed = dataclasses.replace(plain, data=dataclasses.replace(plain.data, length_buckets=value))
+    else:
+        changed = with_data(data_dir=data_dir, **{name: words if value == "words" else value})
+    reference = first_batch(plain)
+    assert not differs(reference, first_batch(plain))
+    assert differs(reference, first_batch(changed))
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 6), ("seed", 3)])
+def test_the_batch_depends_on(name, value, data_dir):
+    plain = with_data(data_dir=data_dir)
+    assert differs(first_batch(plain), first_batch(dataclasses.replace(plain, **{name: value})))
+
+
+def test_the_dataset_is_the_one_named(data_dir):
+    with pytest.raises(ValueError, match=r"data.dataset='no_such_thing': no such dataset"):
+        pipeline.open_source(dataclasses.replace(tiny.data, dataset="no_such_thing", data_dir=data_dir))
+
+
+def test_reading_ahead_is_as_wide_and_as_long_as_told(monkeypatch):
+    import grain
+
+    told = {}
+    monkeypatch.setattr(grain, "ReadOptions", lambda **fields: told.update(fields))
+    dataset = grain.MapDataset.range(3)
+    pipeline.iterate(dataset, dataclasses.replace(tiny.data, threads=5, prefetch=11), None)
+    assert told == {"num_threads": 5, "prefetch_buffer_size": 11}
+
+
+@pytest.mark.parametrize("split", ["validation", "unseen_art"])
+def test_the_validation_split_is_the_one_named(split, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluate, "load_clips", lambda _, *rest: asked.append(rest) or (None, None))
+    settings = c.EvalConfig(validation_split=split, retrieval_clips=9)
+    evaluate.Validation(dataclasses.replace(tiny, eval=settings), None)
+    assert asked == [(split, 9)]
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_model_computes_in_batches_of_the_size_told(size, monkeypatch):
+    from flax import nnx
+
+    from jepa_jax import inference
+    from jepa_jax.models.vl_jepa import VLJEPA
+
+    shapes = []
+
+    def encode(_, frames, graphdef):
+        shapes.append(frames.shape[0])
+        return frames
+
+    monkeypatch.setattr(inference, "_encode", encode)
+    config = dataclasses.replace(tiny, eval=c.EvalConfig(batch_size=size))
+    model = inference.Model(VLJEPA(config.model, config.loss, rngs=nnx.Rngs(0)), config, (None, None))
+    model.encode_video(np.zeros((7, 4, 32, 32, 3), np.uint8))
+    assert shapes == [size] * -(-7 // size)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_fsdp_shapes_the_mesh(fsdp):
+    assert sharding.make_mesh(fsdp).shape["fsdp"] == fsdp
+
+
+def test_every_field_of_a_run(tmp_path):
+    """Without --workdir, so that the name tells where it is written."""
+    arguments = [f"--config.{name}={value}" for name, value in RUN.items()]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "jepa_jax.train", f"--config={CONFIG}"]
+    command += [f"--config.data.data_dir={tmp_path / 'data'}", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / "emoji_motion" / "tiny").is_dir()
+    workdir = tmp_path / "runs" / "renamed"
+
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 5]
+    assert [row["step"] for row in rows if "recall_at_1" in row] == [1, 2, 3, 4, 5]
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert {2, 3, 4, 5} <= kept
+    scores = {file.stem: json.loads(file.read_text()) for file in (workdir / "eval").iterdir()}
+    assert {name.split("/")[0] for task in scores.values() for name in task} == {"unseen_art"}
+    assert scores["what_is_it"]["unseen_art/top_1"]["n"] == 30
+    assert {metric["n"] for metric in scores["retrieval"].values()} == {20}
+    assert re.search(r"renamed: +100%", done.stderr)
