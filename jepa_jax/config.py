@@ -184,6 +184,7 @@ class YEncoderConfig:
     query_scalar: PositiveFloat = 256.0
     norm_eps: PositiveFloat = 1e-6
     dense_widths: tuple[Positive, ...] = ()
+    kind: Literal["gemma3"] = "gemma3"
 
     def __post_init__(self):
         _divides("y_encoder.kv_heads", self.kv_heads, "y_encoder.heads", self.heads)
@@ -205,6 +206,34 @@ class YEncoderConfig:
 
 
 @dataclass(**_OPTIONS)
+class BertConfig:
+    """A BERT-family sentence encoder as Y-Encoder: small, and its weights are free to have.
+
+    `pool` is the mean over tokens (all-MiniLM) or the first token's state (BGE). `max_length` is the
+    number of learned positions, `types` that of segment embeddings, of which the first is used.
+    """
+
+    vocab_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
+    mlp_width: Positive
+    max_length: Positive = 512
+    types: Positive = 2
+    norm_eps: PositiveFloat = 1e-12
+    pool: Literal["mean", "first"] = "mean"
+    kind: Literal["bert"] = "bert"
+
+    def __post_init__(self):
+        _divides("y_encoder.heads", self.heads, "y_encoder.width", self.width)
+
+    @classmethod
+    def all_minilm_l6_v2(cls) -> BertConfig:
+        """https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2 (22.6M without its pooler)."""
+        return cls(vocab_size=30_522, width=384, layers=6, heads=12, mlp_width=1536)
+
+
+@dataclass(**_OPTIONS)
 class ModelConfig:
     """VL-JEPA: the three parts and the space they share (arXiv 2512.10942, section 3).
 
@@ -216,7 +245,7 @@ class ModelConfig:
 
     x_encoder: XEncoderConfig
     predictor: LlamaConfig
-    y_encoder: YEncoderConfig
+    y_encoder: Annotated[YEncoderConfig | BertConfig, Field(discriminator="kind")]
     embedding_size: Positive = 1536
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: bool = True
@@ -375,11 +404,34 @@ class EvalConfig:
 
 
 @dataclass(**_OPTIONS)
+class InitConfig:
+    """Where a new run's parameters come from; what is not named starts from random numbers.
+
+    `x_encoder`, `predictor` and `y_encoder` are folders written by `python -m weights_conversion`.
+    `model` is a whole model, projections and temperature included: a converted one, or the work
+    directory (or WORKDIR/checkpoints/STEP) of an earlier run, as the next training stage takes it.
+    """
+
+    x_encoder: str | None = None
+    predictor: str | None = None
+    y_encoder: str | None = None
+    model: str | None = None
+
+    def __post_init__(self):
+        if self.model and (self.x_encoder or self.predictor or self.y_encoder):
+            raise ValueError(
+                "init.model is a whole model and init.x_encoder, init.predictor, init.y_encoder are parts: "
+                "name one or the other"
+            )
+
+
+@dataclass(**_OPTIONS)
 class Config:
     """A whole run. `fsdp` devices share each copy of the parameters; the rest split the batch."""
 
     name: str
     model: ModelConfig
+    init: InitConfig = InitConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
@@ -393,6 +445,12 @@ class Config:
 
     def __post_init__(self):
         _divides("fsdp", self.fsdp, "batch_size", self.batch_size)
+        text, longest = self.model.y_encoder, self.data.length_buckets[-1][1]
+        if isinstance(text, BertConfig) and longest > text.max_length:
+            raise ValueError(
+                f"data.length_buckets go to {longest} target tokens, but model.y_encoder.max_length="
+                f"{text.max_length}: shorten the buckets"
+            )
         if self.data.frames > 1:
             _divides(
                 "model.x_encoder.tubelet_size",

@@ -65,6 +65,11 @@ def y_encoder(**changes) -> c.YEncoderConfig:
     return dataclasses.replace(base, **changes)
 
 
+def bert(**changes) -> c.BertConfig:
+    base = c.BertConfig(vocab_size=43, width=57, layers=2, heads=3, mlp_width=61, max_length=29, types=2)
+    return dataclasses.replace(base, **changes)
+
+
 def model(**changes) -> c.ModelConfig:
     base = c.ModelConfig(
         x_encoder=x_encoder(),
@@ -113,7 +118,7 @@ def random_weight(name: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     noise = np.random.default_rng(zlib.crc32("/".join(name).encode())).normal(size=shape)
     if name[-1] == "kernel":
         return noise / np.sqrt(shape[-2])
-    if name[-1] == "token_embedding":
+    if name[-1].endswith("_embedding"):
         return noise / np.sqrt(shape[-1])
     if name[-1] == "scale":
         # Inside Gemma's blocks gains are stored as offsets from 1.

@@ -1,8 +1,10 @@
 """Llama 3 blocks, shared by the predictor and the Y-Decoder."""
 
 import functools
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -59,6 +61,13 @@ class Llama(nnx.Module):
         )
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
 
+    def context(self, length: int, valid: jax.Array):
+        """What every block is given: the mask and the rotary table of positions 0..L-1."""
+        config = self.config
+        frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
+        mask = attention_mask(length, valid=valid, causal=config.causal)
+        return mask, rope_table(length, frequencies)
+
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         """Hidden states after the final norm.
 
@@ -69,15 +78,47 @@ class Llama(nnx.Module):
         Returns:
           [B, L, D].
         """
-        config = self.config
-        length = x.shape[1]
-        frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
-        table = rope_table(length, frequencies)
-        mask = attention_mask(length, valid=valid, causal=config.causal)
-        return self.norm(self.blocks(x, (mask, table)))
+        return self.norm(self.blocks(x, self.context(x.shape[1], valid)))
 
 
 def token_embedding(config: LlamaConfig, *, rngs: nnx.Rngs) -> nnx.Param:
     """Token embedding table: [V, D] float32."""
     init = jax.nn.initializers.normal(config.width**-0.5)
     return nnx.Param(init(rngs.params(), (config.vocab_size, config.width), np.float32))
+
+
+class LanguageModel(nnx.Module):
+    """Token embedding, Llama blocks and, where `head` says so, scores of the next token.
+
+    Args:
+      head: "tied" to the token embedding, "own" weights, or None for hidden states alone.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        head: Literal["tied", "own"] | None,
+        *,
+        dtype,
+        remat: bool,
+        scan: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.token_embedding = token_embedding(config, rngs=rngs)
+        self.llama = Llama(config, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
+        self.output = (
+            linear(config.width, config.vocab_size, dtype=dtype, rngs=rngs) if head == "own" else None
+        )
+        self.dtype = dtype
+
+    def hidden_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D]."""
+        return self.llama(self.token_embedding[...].astype(self.dtype)[tokens], mask)
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Logits of the next token: [B, L] int32, [B, L] bool -> [B, L, V] float32."""
+        x = self.hidden_states(tokens, mask)
+        if self.output is not None:
+            return self.output(x).astype(jnp.float32)
+        table = self.token_embedding[...].astype(self.dtype)
+        return jnp.einsum("BLD,VD->BLV", x, table, preferred_element_type=jnp.float32)

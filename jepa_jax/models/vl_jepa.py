@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jepa_jax.config import LearningRateFactors, LossConfig, ModelConfig
+from jepa_jax.config import BertConfig, LearningRateFactors, LossConfig, ModelConfig, YEncoderConfig
+from jepa_jax.models.bert import Bert
+from jepa_jax.models.gemma import Gemma
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.x_encoder import XEncoder
 from jepa_jax.models.y_encoder import YEncoder
@@ -28,6 +30,12 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))
 
 
+def make_y_encoder(config: YEncoderConfig | BertConfig, embedding_size: int | None, **options) -> YEncoder:
+    """The text encoder a configuration asks for; without `embedding_size`, one that ends before the
+    projection to the shared space."""
+    return (Bert if isinstance(config, BertConfig) else Gemma)(config, embedding_size, **options)
+
+
 class VLJEPA(nnx.Module):
     """The model of arXiv 2512.10942: both methods give unit vectors in the shared space."""
 
@@ -41,7 +49,7 @@ class VLJEPA(nnx.Module):
         }
         self.x_encoder = XEncoder(config.x_encoder, **shared)
         self.predictor = Predictor(config.predictor, config.x_encoder.width, config.embedding_size, **shared)
-        self.y_encoder = YEncoder(config.y_encoder, config.embedding_size, **shared)
+        self.y_encoder = make_y_encoder(config.y_encoder, config.embedding_size, **shared)
         # The temperature is learned as log(1 / tau), so that it stays positive.
         self.log_logit_scale = nnx.Param(jnp.asarray(-math.log(loss.temperature), jnp.float32))
 

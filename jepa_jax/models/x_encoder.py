@@ -90,20 +90,8 @@ class XEncoder(nnx.Module):
         )
         self.norm = layer_norm(config.width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
 
-    def __call__(self, frames_BTHWC: jax.Array) -> jax.Array:
-        """Normalised frames to visual tokens S_V.
-
-        Args:
-          frames_BTHWC: float, ImageNet-normalised. Fewer frames than one tubelet (a still image)
-            are repeated to fill it. The position grid is that of the frames given, whatever size
-            the checkpoint was trained at.
-
-        Returns:
-          [B, N, D] with N = T/tubelet_size * H/patch_size * W/patch_size, time slowest.
-
-        Raises:
-          ValueError: T is not a multiple of the tubelet, or H or W of the patch.
-        """
+    def embed(self, frames_BTHWC: jax.Array):
+        """What the blocks take: patch embeddings [B, N, D] and the rotary table of their grid."""
         t, p = self.config.tubelet_size, self.config.patch_size
         x = frames_BTHWC
         if x.shape[1] < t:
@@ -120,4 +108,20 @@ class XEncoder(nnx.Module):
         x = x.reshape(b, grid[0], t, grid[1], p, grid[2], p, channels)
         x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, np.prod(grid), -1)
         table = position_table(grid, self.config.head_size, self.config.rope_theta, self.config.tiled_rope)
-        return self.norm(self.blocks(self.patch_embedding(x), table))
+        return self.patch_embedding(x), table
+
+    def __call__(self, frames_BTHWC: jax.Array) -> jax.Array:
+        """Normalised frames to visual tokens S_V.
+
+        Args:
+          frames_BTHWC: float, ImageNet-normalised. Fewer frames than one tubelet (a still image)
+            are repeated to fill it. The position grid is that of the frames given, whatever size
+            the checkpoint was trained at.
+
+        Returns:
+          [B, N, D] with N = T/tubelet_size * H/patch_size * W/patch_size, time slowest.
+
+        Raises:
+          ValueError: T is not a multiple of the tubelet, or H or W of the patch.
+        """
+        return self.norm(self.blocks(*self.embed(frames_BTHWC)))

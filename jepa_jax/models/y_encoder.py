@@ -1,111 +1,33 @@
-"""Y-Encoder: EmbeddingGemma, text to target embedding (arXiv 2509.20354)."""
+"""Y-Encoder: text to target embedding; what every text backbone shares after its token states."""
 
-import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from jepa_jax.config import YEncoderConfig
-from jepa_jax.models.attention import attention, attention_mask
-from jepa_jax.models.layers import (
-    GatedMLP,
-    RMSNorm,
-    Stack,
-    linear,
-    masked_mean,
-    residual_gain,
-    rope_frequencies,
-    rope_table,
-    rotate_halves,
-)
-
-
-class Block(nnx.Module):
-    """Gemma 3 block: norms before and after attention and MLP, norms on queries and keys."""
-
-    def __init__(self, config: YEncoderConfig, *, dtype, rngs: nnx.Rngs):
-        make = functools.partial(linear, dtype=dtype, rngs=rngs)
-        norm = functools.partial(RMSNorm, eps=config.norm_eps, unit_offset=True)
-        self.norm_before_attention = norm(config.width)
-        self.query = make(config.width, config.heads * config.head_size)
-        self.key = make(config.width, config.kv_heads * config.head_size)
-        self.value = make(config.width, config.kv_heads * config.head_size)
-        self.query_norm = norm(config.head_size)
-        self.key_norm = norm(config.head_size)
-        self.out = make(config.heads * config.head_size, config.width)
-        # The norms after attention and MLP decide how much a block adds.
-        gain = residual_gain(config.layers)
-        self.norm_after_attention = norm(config.width, gain=gain)
-        self.norm_before_mlp = norm(config.width)
-        gelu = functools.partial(jax.nn.gelu, approximate=True)
-        self.mlp = GatedMLP(config.width, config.mlp_width, gelu, dtype=dtype, rngs=rngs)
-        self.norm_after_mlp = norm(config.width, gain=gain)
-        self.head_size = config.head_size
-        self.scale = config.query_scalar**-0.5
-
-    def __call__(self, x: jax.Array, context, is_full) -> jax.Array:
-        """[B, L, D] -> [B, L, D]; `context` has masks and rotary tables, (sliding, full) each."""
-        masks, tables = context
-        mask = jnp.where(is_full, masks[1], masks[0])
-        table = [jnp.where(is_full, full, sliding) for sliding, full in zip(*tables, strict=True)]
-        y = self.norm_before_attention(x)
-        q, k, v = (f(y).reshape(*y.shape[:2], -1, self.head_size) for f in (self.query, self.key, self.value))
-        q = rotate_halves(self.query_norm(q), table)
-        k = rotate_halves(self.key_norm(k), table)
-        y = self.out(attention(q, k, v, mask=mask, scale=self.scale).reshape(*x.shape[:2], -1))
-        x = x + self.norm_after_attention(y)
-        return x + self.norm_after_mlp(self.mlp(self.norm_before_mlp(x)))
+from jepa_jax.models.layers import linear, masked_mean
 
 
 class YEncoder(nnx.Module):
-    """Bidirectional Gemma 3 text model, mean pool, Dense heads, projection to the shared space."""
+    """Pool, Dense heads and projection to the shared space (arXiv 2512.10942, section 3.1).
 
-    def __init__(
-        self,
-        config: YEncoderConfig,
-        embedding_size: int,
-        *,
-        dtype,
-        remat: bool,
-        scan: bool,
-        rngs: nnx.Rngs,
-    ):
-        self.config = config
-        init = jax.nn.initializers.normal(config.width**-0.5)
-        self.token_embedding = nnx.Param(init(rngs.params(), (config.vocab_size, config.width), np.float32))
-        self.blocks = Stack(
-            lambda r: Block(config, dtype=dtype, rngs=r),
-            config.layers,
-            remat=remat,
-            scan=scan,
-            rngs=rngs,
-        )
-        self.norm = RMSNorm(config.width, eps=config.norm_eps, unit_offset=True)
-        widths = (config.width, *config.dense_widths)
+    The token states come from a subclass: `gemma.Gemma` (the paper's) or `bert.Bert`.
+    """
+
+    def _add_heads(self, widths: tuple[int, ...], embedding_size: int | None, *, dtype, rngs: nnx.Rngs):
+        """`widths` are the backbone's and the Dense heads'; without `embedding_size` there is no
+        projection, and the module gives the backbone's own embedding of a text."""
         self.dense = nnx.List([linear(*pair, dtype=dtype, rngs=rngs) for pair in itertools.pairwise(widths)])
-        self.output_projection = linear(widths[-1], embedding_size, bias=True, dtype=dtype, rngs=rngs)
-        self.dtype = dtype
+        project = lambda: linear(widths[-1], embedding_size, bias=True, dtype=dtype, rngs=rngs)
+        self.output_projection = None if embedding_size is None else project()
 
     def hidden_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Token states after the final norm: [B, L] int32, [B, L] bool -> [B, L, D]."""
-        config = self.config
-        length = tokens.shape[1]
-        # The factor is rounded to the compute type, as in the reference.
-        factor = jnp.asarray(config.width**0.5, self.dtype)
-        x = self.token_embedding[...].astype(self.dtype)[tokens] * factor
-        masks = (
-            attention_mask(length, valid=mask, window=config.window),
-            attention_mask(length, valid=mask),
-        )
-        tables = tuple(
-            rope_table(length, rope_frequencies(config.head_size, theta))
-            for theta in (config.rope_theta_sliding, config.rope_theta_full)
-        )
-        is_full = np.arange(1, config.layers + 1) % config.full_every == 0
-        return self.norm(self.blocks(x, (masks, tables), is_full))
+        raise NotImplementedError
+
+    def pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """One state for a text: [B, L, D], [B, L] -> [B, D]. The mean, unless a subclass differs."""
+        return masked_mean(x, mask)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Target embedding S_Y, before normalisation.
@@ -114,9 +36,9 @@ class YEncoder(nnx.Module):
           tokens: [B, L] int32 token ids; `mask`: [B, L] bool, False on padding.
 
         Returns:
-          [B, E].
+          [B, E]; without a projection, [B, D] or the last Dense head's width.
         """
-        x = masked_mean(self.hidden_states(tokens, mask), mask)
+        x = self.pool(self.hidden_states(tokens, mask), mask)
         for dense in self.dense:
             x = dense(x)
-        return self.output_projection(x)
+        return x if self.output_projection is None else self.output_projection(x)

@@ -3,6 +3,7 @@ at the same parameters, or the program. The fields of the optimizer are in `opti
 
 import dataclasses
 import functools
+import json
 import math
 
 import jax
@@ -10,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from pydantic import TypeAdapter
 
 from jepa_jax import config as c
 from jepa_jax.data import pipeline
 from jepa_jax.models.predictor import Predictor
-from jepa_jax.models.vl_jepa import VLJEPA
+from jepa_jax.models.vl_jepa import VLJEPA, make_y_encoder
 from jepa_jax.models.x_encoder import XEncoder
-from jepa_jax.models.y_encoder import YEncoder
 from jepa_jax.train import train_step
 from tests import tiny
 
@@ -67,6 +68,19 @@ Y_ENCODER = {
     "query_scalar": (50.0, "output"),
     "norm_eps": (0.1, "output"),
     "dense_widths": ((29,), "shapes"),
+    "kind": ("bert", "tag"),
+}
+BERT = {
+    "vocab_size": (47, "shapes"),
+    "width": (69, "shapes"),
+    "layers": (3, "shapes"),
+    "heads": (1, "output"),
+    "mlp_width": (59, "shapes"),
+    "max_length": (31, "shapes"),
+    "types": (3, "shapes"),
+    "norm_eps": (0.1, "output"),
+    "pool": ("first", "output"),
+    "kind": ("gemma3", "tag"),
 }
 MODEL = {
     "x_encoder": (tiny.x_encoder(layers=3), "shapes"),
@@ -101,10 +115,10 @@ def predictor(config: c.LlamaConfig):
     )
 
 
-def y_encoder(config: c.YEncoderConfig):
+def y_encoder(config: c.YEncoderConfig | c.BertConfig):
     batch = tiny.batch()
     return (
-        lambda: YEncoder(config, 23, **tiny.options()),
+        lambda: make_y_encoder(config, 23, **tiny.options()),
         (batch["target"], np.ones_like(batch["target_mask"])),
     )
 
@@ -173,7 +187,28 @@ def test_every_field_of_the_rope_scaling(name, value, kind):
 
 @pytest.mark.parametrize(("name", "value", "kind"), cases(c.YEncoderConfig, Y_ENCODER))
 def test_every_field_of_the_y_encoder(name, value, kind):
-    assert_changes(y_encoder, tiny.y_encoder(), tiny.y_encoder(**{name: value}), kind)
+    if kind == "tag":
+        assert_is_the_tag(tiny.y_encoder(), value)
+    else:
+        assert_changes(y_encoder, tiny.y_encoder(), tiny.y_encoder(**{name: value}), kind)
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), cases(c.BertConfig, BERT))
+def test_every_field_of_a_bert(name, value, kind):
+    if kind == "tag":
+        assert_is_the_tag(tiny.bert(), value)
+    else:
+        assert_changes(y_encoder, tiny.bert(), tiny.bert(**{name: value}), kind)
+
+
+def assert_is_the_tag(config, other: str) -> None:
+    """`kind` tells the configurations of text encoders apart in a file: the class goes with it."""
+    tree = dataclasses.asdict(tiny.model(y_encoder=config))
+    read = TypeAdapter(c.ModelConfig).validate_json(json.dumps(tree))
+    assert read.y_encoder == config
+    tree["y_encoder"]["kind"] = other
+    with pytest.raises(ValueError, match=f"y_encoder.{other}"):
+        TypeAdapter(c.ModelConfig).validate_json(json.dumps(tree))
 
 
 def whole(config: c.ModelConfig):

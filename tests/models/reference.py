@@ -102,7 +102,7 @@ def llama_weights(model: transformers.LlamaModel) -> dict[tuple[str, ...], np.nd
 
 
 def gemma_weights(model: transformers.Gemma3TextModel) -> dict[tuple[str, ...], np.ndarray]:
-    """Weights of `YEncoder` without its Dense heads and output projection."""
+    """Weights of `Gemma` without its Dense heads and output projection."""
     return _stacked(model.layers, _GEMMA_LAYER) | {
         ("token_embedding",): model.embed_tokens.weight.detach().numpy(),
         ("norm", "scale"): model.norm.weight.detach().numpy(),

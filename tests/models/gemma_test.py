@@ -1,4 +1,4 @@
-"""The Y-Encoder is bidirectional Gemma 3, a mean pool, Dense heads and a projection."""
+"""EmbeddingGemma is bidirectional Gemma 3, a mean pool, Dense heads and a projection."""
 
 import functools
 
@@ -10,8 +10,8 @@ from flax import nnx
 
 from jepa_jax.config import YEncoderConfig
 from jepa_jax.models.attention import attention_mask
+from jepa_jax.models.gemma import Block, Gemma
 from jepa_jax.models.layers import rope_frequencies, rope_table
-from jepa_jax.models.y_encoder import Block, YEncoder
 from tests import tiny
 
 # Longer than a window of 4 to both sides, through the two sliding layers.
@@ -19,14 +19,14 @@ LENGTH, E = 23, 19
 
 
 def make(config: YEncoderConfig):
-    return lambda: YEncoder(config, E, **tiny.options())
+    return lambda: Gemma(config, E, **tiny.options())
 
 
 def tokens(length: int = LENGTH) -> np.ndarray:
     return np.random.default_rng(2).integers(0, 43, (tiny.BATCH, length), np.int32)
 
 
-def hidden_states(model: YEncoder, ids, mask):
+def hidden_states(model: Gemma, ids, mask):
     return np.asarray(jax.jit(lambda m, t, v: m.hidden_states(t, v))(model, ids, mask))
 
 
@@ -39,7 +39,7 @@ def reference_model(config: YEncoderConfig):
     return reference, reference.randomise(theirs, gain=0.0)
 
 
-def with_random_heads(config: YEncoderConfig, weights) -> YEncoder:
+def with_random_heads(config: YEncoderConfig, weights) -> Gemma:
     """The reference has neither Dense heads nor projection: those are random."""
     return tiny.build(make(config), lambda name, shape: weights.get(name, tiny.random_weight(name, shape)))
 
