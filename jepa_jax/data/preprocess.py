@@ -5,9 +5,11 @@ from PIL import Image
 
 
 def resize_and_crop(frames: np.ndarray, resize: int | None, crop: int) -> np.ndarray:
-    """Short side to `resize` pixels, then the centre `crop` x `crop`.
+    """Short side to `resize` pixels, the long side in proportion, then the centre `crop` x `crop`.
 
-    V-JEPA 2 was released with 292 and 256 (a ratio of 256 / 224); None goes straight to `crop`.
+    V-JEPA 2 was released with 292 and 256 (a ratio of 256 / 224); None goes straight to `crop`. Sizes
+    and offsets are those of its processor in `transformers`, pixels within one level of 255: both
+    filter bilinearly with antialiasing.
 
     Args:
       frames: [T, H, W, C] uint8.
@@ -22,12 +24,12 @@ def resize_and_crop(frames: np.ndarray, resize: int | None, crop: int) -> np.nda
     if resize < crop:
         raise ValueError(f"data.resize={resize} is smaller than the crop of {crop} pixels")
     height, width = frames.shape[1:3]
-    if min(height, width) != resize:
-        scale = resize / min(height, width)
-        size = (resize, int(width * scale)) if height < width else (int(height * scale), resize)
-        size = (max(size[0], resize), max(size[1], resize))
-        frames = np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], Image.BILINEAR)) for f in frames])
-        height, width = size
+    short = min(height, width)
+    if short != resize:
+        # In integers: by a float scale 480 x 720 comes to 292 x 437, not 438, and its centre moves.
+        height, width = resize * height // short, resize * width // short
+        images = [Image.fromarray(f).resize((width, height), Image.BILINEAR) for f in frames]
+        frames = np.stack([np.asarray(image) for image in images])
     top, left = (height - crop) // 2, (width - crop) // 2
     return frames[:, top : top + crop, left : left + crop]
 

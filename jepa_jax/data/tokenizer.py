@@ -18,12 +18,13 @@ class Tokenizer:
     Args:
       name: a shipped name, a local folder, or a name on the Hugging Face hub.
       prefix: put before every text.
+      vocab_size: rows of the model's token table; without it, the tokenizer's number of ids.
 
     Raises:
       ValueError: there is no such tokenizer, or it cannot be had.
     """
 
-    def __init__(self, name: str, prefix: str = ""):
+    def __init__(self, name: str, prefix: str = "", vocab_size: int | None = None):
         from transformers import AutoTokenizer  # slow to import, and only needed here
 
         try:
@@ -36,14 +37,20 @@ class Tokenizer:
         # Llama's tokenizer has no padding token. Padding is masked everywhere, so any id serves.
         self.pad_id = self._tokenizer.pad_token_id or 0
         self.prefix = prefix
+        self._vocab_size = len(self._tokenizer) if vocab_size is None else vocab_size
         # A fast tokenizer keeps the length to cut at as a state of its own, which threads would share.
         self._lock = threading.Lock()
         # Texts repeat: most of them are looked up, not encoded again.
         self._row = functools.lru_cache(maxsize=2**16)(self._pad)
 
     def __len__(self) -> int:
-        """Ids run from 0 to this, exclusive."""
-        return len(self._tokenizer)
+        """Rows that a token table must have for ordinary text, padding and special tokens included.
+
+        A token added to the vocabulary counts only if every text has it. Gemma 3's tokenizer ends in
+        one that stands for a piece of an image, and the tables of its text models have no row for it.
+        """
+        always = (self.pad_id, *self._encode("", None))
+        return max(self._tokenizer.vocab_size, max(always) + 1)
 
     def _encode(self, text: str, length: int | None) -> tuple[int, ...]:
         options = {} if length is None else {"truncation": True, "max_length": length}
@@ -55,12 +62,31 @@ class Tokenizer:
         return len(self._encode(text, None))
 
     def __call__(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions."""
+        """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions.
+
+        A cut takes from the text: the special tokens around it stay.
+
+        Raises:
+          ValueError: `length` is too short for the special tokens, or the text has a token that the
+            model's table has no row for.
+        """
         ids, mask = self._row(text, length)
         return ids.copy(), mask.copy()
 
     def _pad(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         found = self._encode(text, length)
+        if len(found) > length:
+            raise ValueError(
+                f"a length of {length} in data.length_buckets is too short for the tokenizer's special "
+                f"tokens alone: give at least {self._tokenizer.num_special_tokens_to_add()}"
+            )
+        highest = max(found, default=0)
+        if highest >= self._vocab_size:
+            token = self._tokenizer.convert_ids_to_tokens(highest)
+            raise ValueError(
+                f"{text!r} has the token {token!r}, but the model's table of {self._vocab_size} rows has "
+                f"none for it (id {highest}): take it out of the text"
+            )
         ids = np.full(length, self.pad_id, np.int32)
         ids[: len(found)] = found
         return ids, np.arange(length) < len(found)
@@ -75,18 +101,18 @@ def load_tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:
     """The query's and the target's tokenizer.
 
     Raises:
-      ValueError: a tokenizer has more ids than its model's table has rows.
+      ValueError: a tokenizer needs more rows than its model's table has.
     """
     data, model = config.data, config.model
-    query = Tokenizer(data.query_tokenizer)
-    target = Tokenizer(data.target_tokenizer, prefix=data.target_prefix)
+    query = Tokenizer(data.query_tokenizer, vocab_size=model.predictor.vocab_size)
+    target = Tokenizer(data.target_tokenizer, data.target_prefix, model.y_encoder.vocab_size)
     for tokenizer, name, part, vocab_size in (
         (query, data.query_tokenizer, "predictor", model.predictor.vocab_size),
         (target, data.target_tokenizer, "y_encoder", model.y_encoder.vocab_size),
     ):
         if len(tokenizer) > vocab_size:
             raise ValueError(
-                f"tokenizer {name!r} has {len(tokenizer)} ids, but model.{part}.vocab_size="
+                f"tokenizer {name!r} needs {len(tokenizer)} rows, but model.{part}.vocab_size="
                 f"{vocab_size}: raise it"
             )
     return query, target
