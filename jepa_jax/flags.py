@@ -9,11 +9,13 @@ import importlib.util
 import json
 import pathlib
 import sys
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from jepa_jax.config import Config
 
+ConfigT = TypeVar("ConfigT")
 DEFAULT_CONFIG = "configs/demo.py"
 
 
@@ -71,8 +73,12 @@ def load_config(path: str) -> Config:
 
 def config_from_json(text: str, where: str) -> Config:
     """A Config from JSON; `where` names the source in the message of a UsageError."""
+    return _validated(Config, text, where)
+
+
+def _validated(kind: type[ConfigT], text: str, where: str) -> ConfigT:
     try:
-        return TypeAdapter(Config).validate_json(text)
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         raise UsageError(_explain(error, where)) from error
 
@@ -105,8 +111,8 @@ def _literal(text: str):
         return text
 
 
-def override(config: Config, assignments: list[tuple[str, str]]) -> Config:
-    """A Config with fields replaced: [("optim.learning_rate", "1e-4"), ...].
+def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
+    """A configuration with fields replaced: [("optim.learning_rate", "1e-4"), ...].
 
     All replacements are made before the whole is checked, so two fields that depend on each other
     can change together.
@@ -131,7 +137,7 @@ def override(config: Config, assignments: list[tuple[str, str]]) -> Config:
             known = ", ".join(node[parts[-1]])
             raise UsageError(f"--config.{path} is a section; set one of its fields: {known}")
         node[parts[-1]] = _literal(value)
-    return config_from_json(json.dumps(tree), "command line")
+    return _validated(type(config), json.dumps(tree), "command line")
 
 
 class _Parser(argparse.ArgumentParser):

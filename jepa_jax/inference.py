@@ -1,4 +1,4 @@
-"""A trained model for use: NumPy in, NumPy out, compiled once per shape."""
+"""A model for use, trained or converted: NumPy in, NumPy out, compiled once per shape."""
 
 import contextlib
 import functools
@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jepa_jax import flags
+from jepa_jax import flags, part_models, parts
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import Config
 from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
 from jepa_jax.models.vl_jepa import VLJEPA
+from jepa_jax.part_models import check_frames, in_batches
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
 
@@ -39,30 +40,30 @@ class Model:
     compiles once whatever the number of inputs.
     """
 
-    def __init__(self, model: VLJEPA, config: Config, tokenizers: tuple[Tokenizer, Tokenizer]):
+    def __init__(self, model: VLJEPA, config: Config, tokenizers: tuple[Tokenizer, Tokenizer] | None = None):
         self.config = config
-        self._query_tokenizer, self._target_tokenizer = tokenizers
+        self._given_tokenizers = tokenizers
         self._lengths = config.data.length_buckets[-1]
         self._graphdef, self._state = nnx.split(model)
         self._batch_size = config.eval.batch_size
 
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration and tokenizers around other weights of the same architecture."""
-        return Model(model, self.config, (self._query_tokenizer, self._target_tokenizer))
+        return Model(model, self.config, self._given_tokenizers)
+
+    @functools.cached_property
+    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """The query's and the target's, loaded when the first text comes: a model whose tokenizers
+        are out of reach still sees."""
+        return load_tokenizers(self.config) if self._given_tokenizers is None else self._given_tokenizers
+
+    @property
+    def module(self) -> VLJEPA:
+        """The Flax module with its parameters."""
+        return nnx.merge(self._graphdef, self._state)
 
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
-        count, size = len(arrays[0]), self._batch_size
-        if not count:
-            raise ValueError("nothing to embed: the input is empty")
-        results = []
-        for start in range(0, count, size):
-            rows = [a[start : start + size] for a in arrays]
-            missing = size - len(rows[0])
-            if missing:
-                rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
-            # Not read here: every batch is dispatched before the first result is copied back.
-            results.append(function(self._state, *rows, graphdef=self._graphdef))
-        return np.concatenate([np.asarray(r) for r in results])[:count]
+        return in_batches(function, self._state, self._graphdef, self._batch_size, *arrays)
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
         """Visual tokens S_V, to be given to `predict` with as many queries as one likes.
@@ -73,15 +74,14 @@ class Model:
         Returns:
           [B, N, D].
         """
-        if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"frames must be [B, T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
+        check_frames(frames)
         return self._batched(_encode, frames)
 
     def predict(self, visual: np.ndarray, queries: list[str]) -> np.ndarray:
         """Predicted embeddings of the answers, S^_Y: [B, N, D], B texts -> [B, E] unit vectors."""
         if len(visual) != len(queries):
             raise ValueError(f"{len(visual)} videos but {len(queries)} queries")
-        query, mask = self._query_tokenizer.batch(queries, self._lengths[0])
+        query, mask = self._tokenizers[0].batch(queries, self._lengths[0])
         return self._batched(_predict, visual, query, mask)
 
     def embed_video(self, frames: np.ndarray, query: str | list[str]) -> np.ndarray:
@@ -101,7 +101,7 @@ class Model:
         """Embeddings of texts, S_Y: B texts -> [B, E] float32 unit vectors."""
         if not texts:
             raise ValueError("nothing to embed: the list of texts is empty")
-        return self._batched(_embed_text, *self._target_tokenizer.batch(texts, self._lengths[1]))
+        return self._batched(_embed_text, *self._tokenizers[1].batch(texts, self._lengths[1]))
 
 
 def find_run(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
@@ -115,36 +115,65 @@ def find_run(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
     else:
         workdir, step = path, None
     if not (workdir / "config.json").is_file() or not (workdir / "checkpoints").is_dir():
-        raise flags.UsageError(f"{path} is not a work directory of a run: it has no checkpoints")
+        raise flags.UsageError(
+            f"{path} is neither a work directory of a run (it has no checkpoints) nor converted weights"
+        )
     return workdir, step
 
 
-def load(directory: str | pathlib.Path) -> Model:
-    """The model of a run.
+def run_config(workdir: pathlib.Path) -> Config:
+    """The configuration of a run."""
+    file = workdir / "config.json"
+    return flags.config_from_json(file.read_text(), str(file))
+
+
+def restore_run(workdir: pathlib.Path, step: int | None, config: Config, template: nnx.State) -> nnx.State:
+    """The parameters of a run, of its last whole checkpoint or of one step.
 
     Args:
-      directory: a work directory of `python -m jepa_jax.train` (its last whole checkpoint is taken),
-        or one checkpoint in it, WORKDIR/checkpoints/STEP.
+      template: shapes of all parameters, with their places.
 
     Raises:
       UsageError: there is no checkpoint, or none is whole.
     """
-    workdir, step = find_run(pathlib.Path(directory).absolute())
-    file = workdir / "config.json"
-    config = flags.config_from_json(file.read_text(), str(file))
-    mesh = make_mesh(devices=jax.local_devices()[:1])
-    graphdef, template = abstract_state(config, mesh)
-    template = {"params": to_items(template)["params"]}
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint, read_only=True)
-    with contextlib.closing(checkpointer):
-        try:
-            if step is None:
-                found = checkpointer.restore_latest(template)
-                if found is None:
-                    raise flags.UsageError(f"{workdir} has no checkpoint yet")
-                items = found[1]
-            else:
-                items = checkpointer.restore(template, step)[0]
-        except DamagedCheckpointError as error:
-            raise flags.UsageError(f"{directory}: {error}") from error
-    return Model(nnx.merge(graphdef, items["params"]), config, load_tokenizers(config))
+    with contextlib.closing(checkpointer), flags.as_usage_errors(DamagedCheckpointError):
+        if step is not None:
+            return checkpointer.restore({"params": template}, step)[0]["params"]
+        found = checkpointer.restore_latest({"params": template})
+        if found is None:
+            raise flags.UsageError(f"{workdir} has no checkpoint yet")
+        return found[1]["params"]
+
+
+def load(directory: str | pathlib.Path):
+    """The model of a run, or converted weights.
+
+    Args:
+      directory: a work directory of `python -m jepa_jax.train` (its last whole checkpoint is taken),
+        one checkpoint in it, WORKDIR/checkpoints/STEP, or a folder that
+        `python -m weights_conversion` wrote.
+
+    Returns:
+      A `Model`; for converted weights of one part, `part_models.XEncoderModel`, `YEncoderModel` or
+      `LlamaModel`.
+
+    Raises:
+      UsageError: there is no checkpoint, or none is whole.
+    """
+    path = pathlib.Path(directory).absolute()
+    mesh = make_mesh(devices=jax.local_devices()[:1])
+    if parts.is_part(path):
+        with flags.as_usage_errors(parts.NotAPartError, DamagedCheckpointError):
+            part = parts.open_part(path)
+            if part.name != "vl_jepa":
+                return part_models.make(part)
+            config = part.config
+            graphdef, template = abstract_state(config, mesh)
+            params = parts.filled(to_items(template)["params"], part.read())
+    else:
+        workdir, step = find_run(path)
+        config = run_config(workdir)
+        graphdef, template = abstract_state(config, mesh)
+        params = restore_run(workdir, step, config, to_items(template)["params"])
+    return Model(nnx.merge(graphdef, params), config)

@@ -30,6 +30,7 @@ from jepa_jax.data import pipeline
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
+from jepa_jax.initial import open_initial
 from jepa_jax.losses import info_nce
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
 from jepa_jax.optim import learning_rate_schedule, make_optimizer
@@ -142,6 +143,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     # All that can be wrong with the configuration comes out before anything is written.
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh(config.fsdp)
+        initial = open_initial(config, mesh)
         dataset, tokenizers = open_data(config, mesh)
         by_recall = config.checkpoint.best_metric == "recall_at_1"
         validation = evaluate.Validation(config, tokenizers) if by_recall else None
@@ -158,7 +160,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             # On a CPU, code that runs once is not worth LLVM's optimisations: they take longer.
             quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
             draw = jax.jit(lambda: init_state(config)[1], out_shardings=shardings, compiler_options=quick)
-            state = draw()
+            with flags.as_usage_errors(DamagedCheckpointError):
+                state = initial.apply(draw())
         else:
             start, items, data_state = restored
             state = from_items(items, config)

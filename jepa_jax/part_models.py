@@ -1,0 +1,134 @@
+"""One converted part for use: NumPy in, NumPy out."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jepa_jax.data.tokenizer import Tokenizer
+from jepa_jax.models.vl_jepa import normalise_frames, unit
+from jepa_jax.parts import Part, abstract_module, filled
+
+_BATCH_SIZE = 16
+
+
+def check_frames(frames: np.ndarray) -> None:
+    """Raise ValueError unless frames are [B, T, H, W, C] uint8 RGB."""
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be [B, T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
+
+
+def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray) -> np.ndarray:
+    """`function` over the rows of arrays, `size` at a time, the last batch filled up.
+
+    Raises:
+      ValueError: there are no rows.
+    """
+    count = len(arrays[0])
+    if not count:
+        raise ValueError("nothing to embed: the input is empty")
+    results = []
+    for start in range(0, count, size):
+        rows = [a[start : start + size] for a in arrays]
+        missing = size - len(rows[0])
+        if missing:
+            rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
+        # Not read here: every batch is dispatched before the first result is copied back.
+        results.append(function(state, *rows, graphdef=graphdef))
+    return np.concatenate([np.asarray(r) for r in results])[:count]
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _encode_frames(state, frames, graphdef):
+    return nnx.merge(graphdef, state)(normalise_frames(frames))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _embed(state, tokens, mask, graphdef):
+    return unit(nnx.merge(graphdef, state)(tokens, mask))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _hidden_states(state, tokens, mask, graphdef):
+    return nnx.merge(graphdef, state).hidden_states(tokens, mask)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _logits(state, tokens, mask, graphdef):
+    return nnx.merge(graphdef, state)(tokens, mask)
+
+
+class PartModel:
+    """A part's module with its parameters.
+
+    Attributes:
+      config: the part's configuration.
+      provenance: where its weights came from.
+    """
+
+    def __init__(self, part: Part):
+        self.config = part.config
+        self.provenance: dict[str, Any] = part.provenance
+        self._directory = part.directory
+        self._max_length = part.max_length
+        self._graphdef, template = nnx.split(abstract_module(part.name, part.config))
+        self._state = filled(template, part.read())
+
+    @property
+    def module(self) -> nnx.Module:
+        """The Flax module with its parameters."""
+        return nnx.merge(self._graphdef, self._state)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer converted with the weights.
+
+        Raises:
+          ValueError: the source had none beside it.
+        """
+        return Tokenizer(str(self._directory))
+
+    def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
+        return in_batches(function, self._state, self._graphdef, _BATCH_SIZE, *arrays)
+
+
+class XEncoderModel(PartModel):
+    """A converted V-JEPA 2."""
+
+    def encode_video(self, frames: np.ndarray) -> np.ndarray:
+        """Visual tokens S_V: [B, T, H, W, C] uint8 RGB -> [B, N, D] float32."""
+        check_frames(frames)
+        return self._batched(_encode_frames, frames)
+
+
+class YEncoderModel(PartModel):
+    """A converted text encoder, without the projection to a shared space."""
+
+    def embed_text(self, texts: list[str]) -> np.ndarray:
+        """Embeddings of texts: B texts -> [B, D] float32 unit vectors."""
+        if not texts:
+            raise ValueError("nothing to embed: the list of texts is empty")
+        longest = max(self.tokenizer.count(text) for text in texts)
+        # Powers of two, so that few shapes are compiled.
+        length = min(1 << max(longest - 1, 7).bit_length(), self._max_length or 512)
+        return self._batched(_embed, *self.tokenizer.batch(texts, length))
+
+
+class LlamaModel(PartModel):
+    """A converted Llama: the predictor's layers, or a whole language model."""
+
+    def hidden_states(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D] float32."""
+        return self._batched(_hidden_states, tokens, mask)
+
+    def logits(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Scores of the next token, of a whole language model: [B, L], [B, L] -> [B, L, V] float32."""
+        return self._batched(_logits, tokens, mask)
+
+
+def make(part: Part) -> PartModel:
+    """The model of one part."""
+    kinds = {"x_encoder": XEncoderModel, "y_encoder": YEncoderModel}
+    return kinds.get(part.name, LlamaModel)(part)

@@ -1,0 +1,367 @@
+"""What a source is: a file, a folder or a hub name, told apart by what is in it."""
+
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jepa_jax.flags import UsageError
+from weights_conversion import llama, open_vljepa, vjepa2
+from weights_conversion.tensors import (
+    GGUF,
+    Joined,
+    ModelParallel,
+    Pickled,
+    Safetensors,
+    Tensors,
+    load_pickle,
+)
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# What a hub name is downloaded for; other formats of the same weights are left where they are.
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]
+_MODEL_TYPES = ("vjepa2", "llama", "gemma3_text", "bert")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+_ACCEPTED = (
+    "give a Hugging Face folder (config.json and safetensors), a sentence-transformers folder, Meta's .pt or "
+    "consolidated.*.pth with params.json, a GGUF file, open-vljepa's best.pt, or a hub name like "
+    "facebook/vjepa2-vitl-fpc64-256"
+)
+
+
+@dataclass
+class Source:
+    """An opened source.
+
+    Attributes:
+      kind: the name table it needs: "vjepa2", "vjepa2_meta", "llama", "llama_meta", "llama_gguf",
+        "gemma3", "gemma3_gguf", "bert" or "open_vljepa".
+      config: its own configuration: config.json, params.json, GGUF metadata, or a saved dict.
+      root: the folder around it.
+      sentence: the sentence-transformers modules around the model: pool, Dense heads, length.
+      revision: the commit of a hub download.
+    """
+
+    kind: str
+    tensors: Tensors
+    config: Mapping[str, Any]
+    root: pathlib.Path
+    sentence: "SentenceModules | None" = None
+    revision: str | None = None
+
+    def tokenizer_files(self) -> list[pathlib.Path]:
+        """The tokenizer's files beside the model."""
+        folder = self.root if self.sentence is None else self.sentence.folder
+        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+    def license(self) -> str | None:
+        """The licence that a GGUF file or a model card's header names."""
+        if self.config.get("general.license"):
+            return str(self.config["general.license"])
+        card = self.root / "README.md"
+        if not card.is_file():
+            return None
+        head = card.read_text(errors="replace").split("---", 2)
+        named = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if len(head) == 3 else None
+        return named.group(1) if named else None
+
+
+@dataclass
+class SentenceModules:
+    """The modules of a sentence-transformers folder after the model itself."""
+
+    folder: pathlib.Path
+    pool: str = "mean"
+    dense: list[pathlib.Path] = field(default_factory=list)
+    max_length: int | None = None
+
+
+def open_source(name: str, *, encoder: str = "encoder", x_encoder: str | None = None) -> Source:
+    """Open a file, a folder, or a name on the Hugging Face hub.
+
+    Args:
+      encoder: which weights of Meta's V-JEPA 2 file, one of `vjepa2.ENCODERS`.
+      x_encoder: for an open-vljepa checkpoint without its frozen encoder: where that is.
+
+    Raises:
+      UsageError: there is no such source, or it is none of those that are known.
+    """
+    path = pathlib.Path(name)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return _open_file(path, encoder, x_encoder)
+    if _HUB_NAME.fullmatch(name):
+        folder, revision = _download(name)
+        source = _open_folder(folder)
+        source.revision = revision
+        return source
+    raise UsageError(f"there is no file or folder {name!r}, and it is no hub name: {_ACCEPTED}")
+
+
+def _download(name: str) -> tuple[pathlib.Path, str]:
+    """A hub repository's folder on this machine and its commit."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = pathlib.Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except hub.GatedRepoError as error:
+        raise UsageError(
+            f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise UsageError(
+            f"the hub has no repository {name!r}, or it is private: check the name, or log in with "
+            "`hf auth login`"
+        ) from error
+    except Exception as error:  # every HTTP library below raises its own when there is no network
+        raise UsageError(
+            f"{name!r} is no file or folder here, and the Hugging Face hub cannot be reached "
+            f"({type(error).__name__}): check the network, or download the repository elsewhere and give "
+            "its folder"
+        ) from error
+    return folder, folder.name
+
+
+def _read_json(file: pathlib.Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} is no JSON file ({error}): download it again") from error
+
+
+def _open_folder(path: pathlib.Path) -> Source:
+    if (path / "modules.json").is_file():
+        return _open_sentence_folder(path)
+    if (path / "config.json").is_file():
+        return _open_hugging_face(path)
+    if (path / "params.json").is_file():
+        return _open_meta_llama(path)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _open_gguf(ggufs[0])
+    if list(path.glob("consolidated.*.pth")):
+        raise UsageError(f"{path} has consolidated files but no params.json, which says their sizes: add it")
+    raise UsageError(f"{path} holds no checkpoint that is known: {_ACCEPTED}")
+
+
+def _open_file(path: pathlib.Path, encoder: str, x_encoder: str | None) -> Source:
+    match path.suffix:
+        case ".gguf":
+            return _open_gguf(path)
+        case ".safetensors":
+            if (path.parent / "config.json").is_file():
+                return _open_folder(path.parent)
+            raise UsageError(f"{path} needs the config.json that belongs to it, in the same folder")
+        case ".pth" if path.name.startswith("consolidated."):
+            return _open_folder(path.parent)
+        case ".pt" | ".pth" | ".bin" | ".ckpt":
+            return _open_pickle(path, encoder, x_encoder)
+    raise UsageError(f"{path} is of no kind that is known: {_ACCEPTED}")
+
+
+def _inside(root: pathlib.Path, name: str) -> pathlib.Path:
+    """A path that a file of the source names; it must stay in the source's folder."""
+    found = (root / name).resolve()
+    if not found.is_relative_to(root.resolve()):
+        raise UsageError(f"{root} names {name!r}, which lies outside of it: refused")
+    return root / name
+
+
+def _weights(path: pathlib.Path) -> Tensors:
+    """The tensors of a Hugging Face folder, in one file or in shards."""
+    for single, kind in (("model.safetensors", Safetensors), ("pytorch_model.bin", None)):
+        index = path / f"{single}.index.json"
+        if (path / single).is_file():
+            return Safetensors([path / single]) if kind else Pickled(path / single)
+        if index.is_file():
+            named = _read_json(index).get("weight_map")
+            if not isinstance(named, dict):
+                raise UsageError(f"{index} has no weight_map: download it again")
+            names = sorted(set(map(str, named.values())))
+            for name in names:
+                if pathlib.PurePath(name).name != name:
+                    raise UsageError(f"{index} names {name!r}, which lies outside of its folder: refused")
+            missing = [name for name in names if not (path / name).is_file()]
+            if missing:
+                raise UsageError(
+                    f"{path} lacks {len(missing)} of its {len(names)} shards ({', '.join(missing[:3])}): "
+                    "download them"
+                )
+            files = [path / name for name in names]
+            return Safetensors(files) if kind else Joined([("", Pickled(f)) for f in files])
+    raise UsageError(f"{path} has a config.json but no model.safetensors: download it")
+
+
+def _open_hugging_face(path: pathlib.Path) -> Source:
+    config = _read_json(path / "config.json")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in _MODEL_TYPES:
+        raise UsageError(
+            f"{path / 'config.json'} is of model type {kind!r}; converted are {', '.join(_MODEL_TYPES)}"
+        )
+    return Source(kind.removesuffix("_text"), _weights(path), config, path)
+
+
+def _open_sentence_folder(path: pathlib.Path) -> Source:
+    modules = _read_json(path / "modules.json")
+    found = SentenceModules(folder=path)
+    model = None
+    for module in modules:
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        place = _inside(path, str(module.get("path", "")))
+        match kind:
+            case "Transformer":
+                model = place
+            case "Pooling":
+                found.pool = _pool(_read_json(place / "config.json"), place)
+            case "Dense":
+                found.dense.append(place)
+            case "Normalize":
+                pass  # embeddings are L2-normalised in any case
+            case _:
+                raise UsageError(f"{path / 'modules.json'} has a module {kind!r} that is not built")
+    if model is None:
+        raise UsageError(f"{path / 'modules.json'} names no Transformer")
+    if (model / "sentence_bert_config.json").is_file():
+        found.max_length = _read_json(model / "sentence_bert_config.json").get("max_seq_length")
+    source = _open_hugging_face(model)
+    source.root, source.sentence = path, found
+    found.folder = model
+    tensors = [("", source.tensors)]
+    for k, place in enumerate(found.dense):
+        _check_dense(_read_json(place / "config.json"), place)
+        tensors.append((f"dense:{k}/", _weights(place)))
+    source.tensors = Joined(tensors)
+    return source
+
+
+def _pool(config: Mapping, place: pathlib.Path) -> str:
+    """Both spellings of sentence-transformers: one mode by name, or a flag for each."""
+    named = config.get("pooling_mode")
+    modes = [named] if named else [k.removeprefix("pooling_mode_") for k, on in config.items() if on is True]
+    known = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}
+    found = [mode for mode in modes if mode not in ("include_prompt",)]
+    if len(found) != 1 or found[0] not in known:
+        raise UsageError(
+            f"{place / 'config.json'} pools by {found}; only the mean and the first token are built"
+        )
+    return known[found[0]]
+
+
+def _check_dense(config: Mapping, place: pathlib.Path) -> None:
+    activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
+    if config.get("bias") or not activation.endswith("Identity"):
+        raise UsageError(
+            f"{place / 'config.json'}: a Dense head with bias={config.get('bias')} and {activation}; only "
+            "plain ones are built"
+        )
+
+
+def _open_meta_llama(path: pathlib.Path) -> Source:
+    params = _read_json(path / "params.json")
+    files = sorted(path.glob("consolidated.*.pth"))
+    if not files:
+        raise UsageError(f"{path} has a params.json but no consolidated.*.pth: download them")
+    numbers = [file.name.split(".")[1] for file in files]
+    wanted = [f"{i:02d}" for i in range(len(files))]
+    if numbers != wanted:
+        missing = sorted(set(f"{i:02d}" for i in range(int(numbers[-1]) + 1)) - set(numbers))
+        raise UsageError(f"{path} lacks consolidated.{missing[0]}.pth: download it")
+    shards = [Pickled(file) for file in files]
+    if "tok_embeddings.weight" not in shards[0].info:
+        raise UsageError(f"{files[0]} is no Llama of Meta's: it has no tok_embeddings.weight")
+    vocab_size = int(params.get("vocab_size", -1))
+
+    def axis_of(name: str) -> int | None:
+        return llama.axis_of(name, vocab_size, shards[0].info[name])
+
+    return Source("llama_meta", ModelParallel(shards, axis_of), params, path)
+
+
+def _open_gguf(file: pathlib.Path) -> Source:
+    tensors = GGUF(file)
+    kind = tensors.metadata.get("general.architecture")
+    if kind not in ("llama", "gemma3"):
+        raise UsageError(f"{file} is of architecture {kind!r}; converted are llama and gemma3")
+    return Source(f"{kind}_gguf", tensors, tensors.metadata, file.parent)
+
+
+def _open_pickle(path: pathlib.Path, encoder: str, x_encoder: str | None) -> Source:
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}, not a state dict: {_ACCEPTED}")
+    if any(name in content for name in (*vjepa2.ENCODERS, "ema_encoder")):
+        return _open_meta_vjepa2(path, content, encoder)
+    key = next((k for k in open_vljepa.NESTED if isinstance(content.get(k), dict)), None)
+    state = content if key is None else content[key]
+    if open_vljepa.looks_like(state):
+        saved = content.get("config") if key else None
+        return _open_vljepa(path, key, saved if isinstance(saved, dict) else {}, x_encoder)
+    cleaned = vjepa2.clean_meta_names(state)
+    if "patch_embed.proj.weight" in cleaned:
+
+        def bare(content):
+            return vjepa2.clean_meta_names(content if key is None else content[key])
+
+        return Source("vjepa2_meta", Pickled(path, bare), {}, path.parent)
+    some = ", ".join(list(map(str, content))[:4])
+    raise UsageError(f"{path} is of no kind that is known (it has {some}, ...): {_ACCEPTED}")
+
+
+def _open_meta_vjepa2(path: pathlib.Path, content: dict, encoder: str) -> Source:
+    if not isinstance(content.get(encoder), dict):
+        there = ", ".join(name for name in (*vjepa2.ENCODERS, "ema_encoder") if name in content)
+        raise UsageError(f"{path} has no {encoder}: it has {there}; choose with --encoder")
+    if any("patch_embed_img" in name for name in content[encoder]):
+        raise UsageError(
+            f"{path} is a V-JEPA 2.1 encoder (image patches, modality embeddings, several norms), which is "
+            "another architecture: V-JEPA 2's are converted"
+        )
+
+    def select(content):
+        state = dict(vjepa2.clean_meta_names(content[encoder]))
+        predictor = content.get("predictor")
+        if isinstance(predictor, dict):
+            state |= {f"predictor:{k}": x for k, x in vjepa2.clean_meta_names(predictor).items()}
+        return state
+
+    return Source("vjepa2_meta", Pickled(path, select), {}, path.parent)
+
+
+def _open_vljepa(path: pathlib.Path, key: str | None, saved: Mapping, x_encoder: str | None) -> Source:
+    def select(content):
+        state = content if key is None else content[key]
+        return {name.removeprefix("module."): x for name, x in state.items()}
+
+    tensors: Tensors = Pickled(path, select)
+    if not any(name.startswith("x_encoder.") for name in tensors.info):
+        if x_encoder is None:
+            raise UsageError(
+                f"{path} was saved without its frozen X-Encoder: add "
+                "--x_encoder=facebook/vjepa2-vitl-fpc64-256 or the folder it is in"
+            )
+        other = open_source(x_encoder)
+        if other.kind != "vjepa2":
+            raise UsageError(f"--x_encoder={x_encoder} is no Hugging Face V-JEPA 2 but {other.kind}")
+        tensors = Joined([("", tensors), ("x_encoder.model.", other.tensors)])
+    return Source("open_vljepa", tensors, saved, path.parent)
+
+
+def sha256(file: pathlib.Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
