@@ -72,8 +72,9 @@ def reference_config(config: Mapping[str, Any]):
     }
     try:
         return kinds[config["model_type"]].from_dict(dict(config))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConversionError(f"config.json does not describe a {config['model_type']}: {error}") from error
+    except Exception as error:  # the library checks types with exceptions of its own
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"config.json describes no {config['model_type']}: {reason}") from error
 
 
 def prepare(

@@ -108,7 +108,15 @@ def config_from(reference, dense_widths: Sequence[int] = ()) -> YEncoderConfig:
 
 
 def config_to(config: YEncoderConfig) -> dict:
-    """The fields of a `transformers.Gemma3TextConfig` that say the same."""
+    """The fields of a `transformers.Gemma3TextConfig` that say the same.
+
+    Raises:
+      ConversionError: `transformers` has no such model.
+    """
+    if config.query_scalar != int(config.query_scalar):
+        raise ConversionError(
+            f"y_encoder.query_scalar={config.query_scalar}; transformers takes whole numbers only"
+        )
     kinds = ["sliding_attention", "full_attention"]
     return {
         "model_type": "gemma3_text",
@@ -122,7 +130,7 @@ def config_to(config: YEncoderConfig) -> dict:
         "intermediate_size": config.mlp_width,
         "hidden_activation": "gelu_pytorch_tanh",
         "rms_norm_eps": config.norm_eps,
-        "query_pre_attn_scalar": config.query_scalar,
+        "query_pre_attn_scalar": int(config.query_scalar),
         "use_bidirectional_attention": True,
         # Read as `sliding_window // 2 + 1`, exclusive, when attention is bidirectional.
         "sliding_window": 2 * config.window,

@@ -115,10 +115,7 @@ def llama_rows(module, config, theirs, *, logits=None, length: int = 64) -> Iter
     """Tokens with padding; both directions unless the part is causal."""
     torch = import_torch()
     ids, mask = _tokens(config.vocab_size, length)
-    if config.causal:
-        theirs_mask = torch.from_numpy(mask.astype(np.int64))
-    else:
-        theirs_mask = _both_directions(mask)
+    theirs_mask = torch.from_numpy(mask.astype(np.int64)) if config.causal else _both_directions(mask)
     tokens, out = torch.from_numpy(ids.astype(np.int64)), {}
     with torch.no_grad():
         states = _hidden(
