@@ -12,8 +12,14 @@ EXTRAS = {
     # Accelerators: the same program, another JAX back end.
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],
-    # PyTorch is only the reference that conversions and tests compare with.
-    "convert": ["torch>=2.6", "safetensors>=0.5"],
+    # Reading pickled checkpoints and GGUF; the reference that `--verify` and the tests compare with
+    # (accelerate is what transformers reads GGUF with).
+    "convert": [
+        "torch>=2.6",
+        "gguf>=0.17",
+        "accelerate>=1.0",
+        "sentence-transformers>=5.0",
+    ],
     "test": ["pytest>=8.3", "ruff>=0.14", "psutil>=6"],
 }
 
@@ -44,6 +50,9 @@ setup(
         "array_record>=0.8.3",
         "transformers>=5.0",
         "tokenizers>=0.22",
+        "huggingface_hub>=1.0",
+        "safetensors>=0.5",
+        "ml_dtypes>=0.5",
         "pydantic>=2.10",
         "etils[epath]>=1.13",
         "numpy>=2.0",

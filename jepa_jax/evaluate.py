@@ -2,8 +2,8 @@
 
     python -m jepa_jax.evaluate --checkpoint=DIR [--task=NAME]
 
-DIR is a work directory, or one checkpoint in it. Without a task it runs all of the run's own. It
-prints a table and writes WORKDIR/eval/TASK.json.
+DIR is a work directory, one checkpoint in it, or a whole converted model. Without a task it runs all
+of the run's own. It prints a table and writes DIR/eval/TASK.json.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jepa_jax import flags, inference
+from jepa_jax import flags, inference, parts
 from jepa_jax.config import Config
 from jepa_jax.evaluation import emoji_motion
 from jepa_jax.evaluation.clips import Subject, load_clips, shuffle_in_time
@@ -138,7 +138,10 @@ def main(arguments: list[str]) -> int:
     if values.task is not None and values.task not in emoji_motion.TASKS:
         raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(emoji_motion.TASKS)}")
     model = inference.load(values.checkpoint)
-    workdir, _ = inference.find_run(pathlib.Path(values.checkpoint).absolute())
+    if not isinstance(model, Model):
+        raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can be evaluated")
+    path = pathlib.Path(values.checkpoint).absolute()
+    workdir = path if parts.is_part(path) else inference.find_run(path)[0]
     if values.split is not None:
         config = model.config
         splits = dataclasses.replace(config.eval, splits=(values.split,))

@@ -1,0 +1,59 @@
+"""The run configurations that ship: they load, and say what they claim."""
+
+import pathlib
+
+import pytest
+
+from jepa_jax import flags
+from jepa_jax.config import BertConfig, LlamaConfig, ModelConfig
+from jepa_jax.train import main
+
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+FILES = sorted(file.name for file in FOLDER.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_config_opens_with_its_command_and_what_to_expect(name):
+    config = flags.load_config(f"configs/{name}")
+    text = (FOLDER / name).read_text()
+    head = text.split('"""')[1]
+    assert f"python -m jepa_jax.train --config=configs/{name}" in head
+    assert "Expected" in head
+    assert config.name == name.removesuffix(".py")
+
+
+def test_the_paper_s_first_stage():
+    config = flags.load_config("configs/pretrain_images.py")
+    assert config.model == ModelConfig.paper()
+    assert None not in (config.init.x_encoder, config.init.predictor, config.init.y_encoder)
+    assert (config.batch_size, config.steps, config.data.frames) == (24_576, 100_000, 1)
+    assert (config.optim.learning_rate, config.optim.schedule) == (5e-5, "constant")
+    assert (config.optim.factors.x_encoder, config.optim.factors.y_encoder) == (0.0, 0.05)
+    assert (config.data.resize, config.model.x_encoder.image_size) == (292, 256)
+
+
+def test_the_open_run_needs_no_gated_weights():
+    config = flags.load_config("configs/open.py")
+    assert config.model.predictor == LlamaConfig.smollm2_135m(layers=8)
+    assert config.model.y_encoder == BertConfig.all_minilm_l6_v2()
+    named = " ".join((FOLDER / "open.py").read_text().split('"""')[1].split())
+    assert "meta-llama" not in named
+    assert "google/" not in named
+
+
+@pytest.mark.parametrize("name", ["open.py", "pretrain_images.py"])
+def test_without_its_weights_a_run_says_how_to_make_them(name, tmp_path, capsys):
+    arguments = [f"--config=configs/{name}", f"--workdir={tmp_path / 'run'}"]
+    where = f"--config.init.x_encoder={tmp_path / 'nowhere'}"
+    assert flags.run(main, [*arguments, where]) == 2
+    captured = capsys.readouterr()
+    assert "holds no converted weights" in captured.err
+    assert "python -m weights_conversion --source=" in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bert_with_fewer_positions_than_the_texts_is_refused():
+    config = flags.load_config("configs/open.py")
+    with pytest.raises(flags.UsageError, match=r"513 target tokens.*max_length=512"):
+        flags.override(config, [("data.length_buckets", "((16, 513),)")])
