@@ -18,6 +18,8 @@ EXTRAS = {
         "torch>=2.6",
         "gguf>=0.17",
         "accelerate>=1.0",
+        # Meta's own tokenizer files.
+        "tiktoken>=0.7",
         "sentence-transformers>=5.0",
     ],
     "test": ["pytest>=8.3", "ruff>=0.14", "psutil>=6"],

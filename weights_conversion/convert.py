@@ -21,6 +21,7 @@ from weights_conversion import bert, gemma, llama, open_vljepa, vjepa2
 from weights_conversion.engine import ConversionError, Rule, Unused, plan
 from weights_conversion.sources import Source, sha256
 from weights_conversion.tensors import Tensors
+from weights_conversion.tokenizers import write_tokenizer
 
 # The part each kind of source becomes, and those it can become.
 PARTS = {
@@ -344,30 +345,6 @@ def write(conversion: Conversion, folder: pathlib.Path, origin: Mapping[str, Any
     if kept:
         save_file({name: array.read() for name, array in kept.items()}, folder / KEPT_FILE)
     write_tokenizer(conversion.source, folder)
-
-
-def write_tokenizer(source: Source, folder: pathlib.Path) -> None:
-    """The source's tokenizer, so that the part's folder can be named as one."""
-    if source.kind.endswith("_gguf"):
-        from tokenizers import pre_tokenizers
-        from transformers import AutoTokenizer
-
-        file = source.tensors.files[0]
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        if source.config.get("tokenizer.ggml.pre") == "smollm":
-            # The reader forgets that SmolLM2 takes digits one by one.
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [
-                    pre_tokenizers.Digits(individual_digits=True),
-                    pre_tokenizers.ByteLevel(add_prefix_space=False),
-                ]
-            )
-        tokenizer.save_pretrained(folder)
-        return
-    if source.kind in ("open_vljepa", "vjepa2", "vjepa2_meta"):
-        return
-    for file in source.tokenizer_files():
-        shutil.copyfile(file, folder / file.name)
 
 
 def parameter_count(conversion: Conversion) -> int:
