@@ -1,0 +1,58 @@
+"""Tokenizers that are written beside converted weights."""
+
+import base64
+import json
+import os
+import pathlib
+
+import pytest
+
+from jepa_jax.data.tokenizer import Tokenizer
+from tests.data.tokenizer_test import GOLDEN, TEXTS
+from weights_conversion.sources import Source
+from weights_conversion.tokenizers import write_tokenizer
+
+NO_TENSORS = None
+
+
+def meta_source(folder: pathlib.Path) -> Source:
+    return Source("llama_meta", NO_TENSORS, {}, folder)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("source", "out"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "source", tmp_path / "out"
+
+
+def test_meta_s_ranks_become_a_tokenizer_that_begins_with_its_first_special_token(folders):
+    pytest.importorskip("tiktoken", reason="reading Meta's ranks needs tiktoken, of the extra `convert`")
+    source, out = folders
+    tokens = [bytes([i]) for i in range(256)] + [b"ab", b"abab", b" c"]
+    lines = [base64.b64encode(token) + f" {rank}".encode() for rank, token in enumerate(tokens)]
+    (source / "tokenizer.model").write_bytes(b"\n".join(lines) + b"\n")
+    write_tokenizer(meta_source(source), out)
+    begin = len(tokens)
+    ids, mask = Tokenizer(str(out))("ababab c!", 8)
+    assert ids[mask].tolist() == [begin, 257, 256, 258, ord("!")]
+
+
+def test_a_sentencepiece_model_is_copied_as_it_is(folders):
+    source, out = folders
+    (source / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00")
+    write_tokenizer(meta_source(source), out)
+    assert [file.name for file in out.iterdir()] == ["tokenizer.model"]
+
+
+@pytest.mark.skipif(
+    not (pathlib.Path(os.environ.get("JEPA_JAX_TOKENIZERS", "")) / "llama3" / "tokenizer.model").is_file(),
+    reason="set JEPA_JAX_TOKENIZERS to a folder with llama3/tokenizer.model (of the package llama-models)",
+)
+def test_llama_3_s_own_file_gives_the_reference_s_ids(tmp_path):
+    write_tokenizer(meta_source(pathlib.Path(os.environ["JEPA_JAX_TOKENIZERS"]) / "llama3"), tmp_path)
+    tokenizer = Tokenizer(str(tmp_path))
+    golden = json.loads(GOLDEN.read_text())["llama3"]
+    for text, expected in zip(TEXTS, golden, strict=True):
+        ids, mask = tokenizer(text, 4096)
+        assert ids[mask].tolist() == expected, text
