@@ -28,7 +28,7 @@ def _nearest(name: str, known) -> str:
     return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(known)}"
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def explain(error: ValidationError, where: str) -> str:
     """The first of a validation's complaints as a sentence."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(p) for p in first["loc"])
@@ -58,7 +58,7 @@ def load_config(path: str) -> Config:
     try:
         spec.loader.exec_module(module)
     except ValidationError as error:
-        raise UsageError(_explain(error, f"config file {path!r}")) from error
+        raise UsageError(explain(error, f"config file {path!r}")) from error
     except Exception as error:  # whatever a user's file raises is the user's to read
         line = getattr(error, "lineno", None)
         place = f", line {line}" if line else ""
@@ -80,7 +80,7 @@ def _validated(kind: type[ConfigT], text: str, where: str) -> ConfigT:
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
-        raise UsageError(_explain(error, where)) from error
+        raise UsageError(explain(error, where)) from error
 
 
 def config_to_json(config: Config) -> str:

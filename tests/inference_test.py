@@ -92,8 +92,8 @@ def test_the_untrained_twin_has_other_weights(model, frames):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is not a work directory"):
+    with pytest.raises(UsageError, match="is neither a work directory"):
         inference.load(tmp_path)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    with pytest.raises(UsageError, match="is not a work directory"):
+    with pytest.raises(UsageError, match="is neither a work directory"):
         inference.load(tmp_path / "checkpoints" / "5")

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from jepa_jax import flags, parts
@@ -123,11 +124,8 @@ def _as_conversion_error() -> Iterator[None]:
     """A configuration that our own classes refuse is the source's fault."""
     try:
         yield
-    except flags.UsageError:
-        raise
-    except ValueError as error:
-        reason = str(error).splitlines()[-1] if "validation error" in str(error) else str(error)
-        raise ConversionError(f"the source's configuration does not work: {reason.strip()}") from error
+    except ValidationError as error:
+        raise ConversionError(flags.explain(error, "the source's configuration")) from error
 
 
 def _layers_fit(tensors: Tensors, layers: int) -> None:

@@ -150,7 +150,8 @@ def config_from_gguf(metadata: Mapping, tensors: Tensors) -> YEncoderConfig:
     """
     try:
         get = lambda key: metadata[f"gemma3.{key}"]
-        heads, head_size = get("attention.head_count"), get("attention.key_length")
+        heads = get("attention.head_count")
+        head_size = tensors.info["blk.0.attn_q.weight"].shape[0] // heads
         return YEncoderConfig(
             vocab_size=tensors.info["token_embd.weight"].shape[0],
             width=get("embedding_length"),

@@ -175,7 +175,7 @@ def config_from_meta(params: Mapping, tensors: Tensors) -> LanguageModelConfig:
             layers=int(params["n_layers"]),
             heads=heads,
             kv_heads=int(params.get("n_kv_heads") or heads),
-            head_size=width // heads,
+            head_size=tensors.info["layers.0.attention.wq.weight"].shape[0] // heads,
             mlp_width=mlp_width,
             rope_theta=float(params.get("rope_theta", 10_000.0)),
             rope_scaling=scaling,
@@ -205,14 +205,13 @@ def config_from_gguf(metadata: Mapping, tensors: Tensors) -> LanguageModelConfig
     try:
         get = lambda key: metadata[f"llama.{key}"]
         heads, width = get("attention.head_count"), get("embedding_length")
-        head_size = metadata.get("llama.rope.dimension_count") or width // heads
         config = LlamaConfig(
             vocab_size=tensors.info["token_embd.weight"].shape[0],
             width=width,
             layers=get("block_count"),
             heads=heads,
             kv_heads=metadata.get("llama.attention.head_count_kv", heads),
-            head_size=head_size,
+            head_size=tensors.info["blk.0.attn_q.weight"].shape[0] // heads,
             mlp_width=get("feed_forward_length"),
             rope_theta=_rounded(metadata.get("llama.rope.freq_base", 10_000.0)),
             norm_eps=_rounded(get("attention.layer_norm_rms_epsilon")),

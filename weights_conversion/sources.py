@@ -118,6 +118,8 @@ def _download(name: str) -> tuple[pathlib.Path, str]:
 
     try:
         folder = pathlib.Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        if not any(folder.rglob("*.safetensors")):
+            snapshot_download(name, revision=folder.name, allow_patterns=["pytorch_model*.bin*"])
     except hub.GatedRepoError as error:
         raise UsageError(
             f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in with "

@@ -83,6 +83,9 @@ def kept(names) -> list[Rule]:
 
 def meta_kept(names) -> list[Rule]:
     """V-JEPA's predictor from Meta's names (here after "predictor:") to Hugging Face's."""
+    tokens = count_numbers(names, "predictor:mask_tokens.")
+    if not tokens:
+        return []  # the predictor of another objective (V-JEPA 2-AC), which VJEPA2Model does not have
     found = []
     layers = count_numbers(names, "predictor:predictor_blocks.")
     for i in range(layers):
@@ -101,11 +104,7 @@ def meta_kept(names) -> list[Rule]:
             ("proj", "predictor_proj"),
         ):
             found.append(Rule(f"predictor.{ours}.{kind}", f"predictor:{theirs}.{kind}"))
-    tokens = count_numbers(names, "predictor:mask_tokens.")
-    if tokens:
-        found.append(
-            Rule("predictor.embeddings.mask_tokens", "predictor:mask_tokens.{}", layers=range(tokens))
-        )
+    found.append(Rule("predictor.embeddings.mask_tokens", "predictor:mask_tokens.{}", layers=range(tokens)))
     return found
 
 
@@ -180,7 +179,7 @@ def config_of_shapes(
         layers=count_numbers(info, layer),
         heads=heads,
         mlp_width=mlp_width,
-        image_size=image_size,
+        image_size=max(image_size - image_size % size, size),
         patch_size=size,
         tubelet_size=tubelet,
     )

@@ -1,0 +1,267 @@
+"""Every format of a source gives the numbers that the reference's own format gives."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the sources are written with PyTorch, of the extra `convert`")
+
+import jax
+import transformers
+from safetensors.torch import load_file
+
+import jepa_jax
+from jepa_jax import flags, parts
+from tests import tiny
+from tests.weights_conversion import folders
+from weights_conversion import export
+from weights_conversion.__main__ import main
+
+
+def convert(source: pathlib.Path, out: pathlib.Path, *options: str) -> pathlib.Path:
+    assert flags.run(main, [f"--source={source}", f"--out={out}", *options]) == 0
+    return out
+
+
+def way_back(part: pathlib.Path, out: pathlib.Path, *options: str) -> pathlib.Path:
+    assert flags.run(export.main, [f"--source={part}", f"--out={out}", *options]) == 0
+    return out
+
+
+def arrays(part: pathlib.Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in parts.open_part(part).read().items()}
+
+
+def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
+    """Two parts hold the same bits."""
+    first, second = arrays(a), arrays(b)
+    assert first.keys() == second.keys()
+    for name, x in first.items():
+        assert x.dtype == second[name].dtype, name
+        np.testing.assert_array_equal(x, second[name], err_msg=name)
+
+
+def tensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        inside = file.parent.relative_to(folder).as_posix().replace(".", "")
+        found |= {f"{inside}:{name}": x for name, x in load_file(file).items()}
+    return found
+
+
+SOURCES = {
+    "vjepa2": (folders.vjepa2, transformers.VJEPA2Model),
+    "llama": (folders.llama, transformers.LlamaForCausalLM),
+    "llama_untied": (lambda: folders.llama(tied=False), transformers.LlamaForCausalLM),
+    "llama_model": (lambda: folders.llama().model, transformers.LlamaModel),
+    "gemma": (folders.gemma, transformers.Gemma3TextModel),
+    "bert": (folders.bert, transformers.BertModel),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", SOURCES)
+def test_there_and_back_every_bit_and_name_is_the_source_s(kind, dtype, tmp_path):
+    make, reader = SOURCES[kind]
+    source = folders.save(make(), tmp_path / "source", dtype)
+    back = way_back(convert(source, tmp_path / "part"), tmp_path / "back")
+    expected, found = tensors(source), tensors(back)
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        assert found[name].dtype == x.dtype, name
+        assert torch.equal(found[name], x), name
+    _, report = reader.from_pretrained(back, output_loading_info=True)
+    assert not any(report.values()), report
+
+
+def test_dense_heads_go_there_and_back(tmp_path):
+    source = folders.embedding_gemma(tmp_path / "source")
+    part = convert(source, tmp_path / "part")
+    assert parts.open_part(part).config.dense_widths == (29, 17)
+    expected, found = tensors(source), tensors(way_back(part, tmp_path / "back"))
+    assert {name: x.tolist() for name, x in found.items()} == {n: x.tolist() for n, x in expected.items()}
+    bare = convert(source, tmp_path / "bare", "--no-dense-heads")
+    assert parts.open_part(bare).config.dense_widths == ()
+    assert not [name for name in arrays(bare) if "dense" in name]
+
+
+def test_shards_and_pickles_are_the_same_weights(tmp_path):
+    model = folders.llama(tied=False)
+    whole = convert(folders.save(model, tmp_path / "whole"), tmp_path / "a")
+    shards = folders.save(model, tmp_path / "shards", max_shard_size="30KB")
+    assert len(list(shards.glob("*.safetensors"))) > 3
+    assert_same(whole, convert(shards, tmp_path / "b"))
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
+    torch.save(model.state_dict(), pickled / "pytorch_model.bin")
+    assert_same(whole, convert(pickled, tmp_path / "c"))
+
+
+def test_an_export_in_shards_opens_all_the_same(tmp_path, monkeypatch):
+    source = folders.save(folders.llama(), tmp_path / "source")
+    part = convert(source, tmp_path / "part")
+    monkeypatch.setattr(export, "_SHARD_BYTES", 50_000)
+    back = way_back(part, tmp_path / "back")
+    assert len(list(back.glob("model-0*-of-0*.safetensors"))) > 2
+    assert {n: x.tolist() for n, x in tensors(back).items()} == {
+        n: x.tolist() for n, x in tensors(source).items()
+    }
+    _, report = transformers.LlamaModel.from_pretrained(back, output_loading_info=True)
+    assert not any(report.values()), report
+
+
+def test_meta_s_vjepa2_is_hugging_face_s(tmp_path):
+    model = folders.vjepa2()
+    hugging_face = convert(folders.save(model, tmp_path / "hf"), tmp_path / "a")
+    file = tmp_path / "vitl.pt"
+    torch.save(folders.meta_vjepa2(model), file)
+    sizes = ("--config.heads=3", "--config.image_size=35")
+    meta = convert(file, tmp_path / "b", *sizes)
+    assert_same(hugging_face, meta)
+    assert parts.open_part(meta).config == parts.open_part(hugging_face).config
+    # V-JEPA's own predictor comes back under Hugging Face's names.
+    expected, found = tensors(tmp_path / "hf"), tensors(way_back(meta, tmp_path / "back"))
+    assert {n: x.tolist() for n, x in found.items()} == {n: x.tolist() for n, x in expected.items()}
+    target = arrays(convert(file, tmp_path / "c", "--encoder=target_encoder", *sizes))
+    for name, x in arrays(meta).items():
+        np.testing.assert_array_equal(target[name], x + 1, err_msg=name)
+
+
+def test_a_bare_encoder_of_meta_s_and_untiled_positions(tmp_path):
+    model = folders.vjepa2()
+    torch.save(folders.meta_vjepa2(model)["encoder"], tmp_path / "bare.pt")
+    part = convert(tmp_path / "bare.pt", tmp_path / "a", "--config.heads=3", "--config.tiled_rope=false")
+    assert not parts.open_part(part).config.tiled_rope
+    assert_same(convert(folders.save(model, tmp_path / "hf"), tmp_path / "b"), part)
+    assert flags.run(export.main, [f"--source={part}", f"--out={tmp_path / 'back'}"]) == 2
+
+
+def meta_forward(tensors: dict, params: dict, ids: np.ndarray) -> np.ndarray:
+    """Logits by Meta's conventions: each head's neighbours are one complex number, turned by
+    position times frequency."""
+    heads, kv_heads = params["n_heads"], params["n_kv_heads"]
+    size = tensors["layers.0.attention.wq.weight"].shape[0] // heads
+    frequencies = params["rope_theta"] ** (-torch.arange(0, size, 2).double() / size)
+    turn = torch.polar(torch.ones(()).double(), torch.arange(ids.shape[1]).double()[:, None] * frequencies)
+
+    def norm(x, name):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + params["norm_eps"]) * tensors[name].double()
+
+    def rotated(x):
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
+        return torch.view_as_real(pairs * turn[:, None]).flatten(-2)
+
+    x = tensors["tok_embeddings.weight"].double()[torch.from_numpy(ids).long()]
+    for i in range(params["n_layers"]):
+        weight = lambda name, i=i: tensors[f"layers.{i}.{name}.weight"].double()
+        y = norm(x, f"layers.{i}.attention_norm.weight")
+        split = lambda y, w, n: (y @ w.T).reshape(*y.shape[:2], n, -1)
+        q = rotated(split(y, weight("attention.wq"), heads))
+        k = rotated(split(y, weight("attention.wk"), kv_heads)).repeat_interleave(heads // kv_heads, 2)
+        v = split(y, weight("attention.wv"), kv_heads).repeat_interleave(heads // kv_heads, 2)
+        logits = torch.einsum("blka,bmka->bklm", q, k) / q.shape[-1] ** 0.5
+        hidden = torch.ones(logits.shape[-2:]).triu(1).bool()
+        y = torch.einsum("bklm,bmka->blka", logits.masked_fill(hidden, -torch.inf).softmax(-1), v)
+        x = x + y.flatten(2) @ weight("attention.wo").T
+        y = norm(x, f"layers.{i}.ffn_norm.weight")
+        gated = torch.nn.functional.silu(y @ weight("feed_forward.w1").T) * (y @ weight("feed_forward.w3").T)
+        x = x + gated @ weight("feed_forward.w2").T
+    return (norm(x, "norm.weight") @ tensors["output.weight"].double().T).numpy()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_meta_s_llama_computes_what_meta_s_arithmetic_does(shards, tied, tmp_path):
+    model = folders.llama(3, tied=tied, rope_scaling=None, mlp_width=66, vocab_size=42)
+    weights, params = folders.meta_llama(model)
+    part = convert(folders.save_meta_llama(weights, params, tmp_path / "source", shards), tmp_path / "part")
+    assert parts.open_part(part).config.head == ("tied" if tied else "own")
+    assert_same(convert(folders.save(model, tmp_path / "hf"), tmp_path / "b"), part)
+    ids = np.random.default_rng(0).integers(0, 42, (2, 13), np.int32)
+    logits = jepa_jax.load(part).logits(ids, np.ones(ids.shape, bool))
+    tiny.assert_close(logits, meta_forward(weights, params, ids), 2e-5)
+
+
+@pytest.mark.parametrize(("extra", "factor"), [({}, 32.0), ({"rope_scaling_factor": 8}, 8.0)])
+def test_meta_s_rotary_scaling(extra, factor, tmp_path):
+    weights, params = folders.meta_llama(folders.llama(2))
+    params |= {"use_scaled_rope": True} | extra
+    source = folders.save_meta_llama(weights, params, tmp_path / "source")
+    part = convert(source, tmp_path / "part")
+    assert parts.open_part(part).config.llama.rope_scaling.factor == factor
+
+
+def test_the_predictor_is_the_last_layers(tmp_path):
+    model = folders.llama(10)
+    source = folders.save(model, tmp_path / "source")
+    everything = arrays(convert(source, tmp_path / "all"))
+    for options, count in ((("--part=predictor",), 8), (("--part=predictor", "--layers=3"), 3)):
+        part = convert(source, tmp_path / f"last{count}", *options)
+        config = parts.open_part(part).config
+        assert (config.layers, config.causal) == (count, False)
+        for name, x in arrays(part).items():
+            whole = everything[name]
+            expected = whole[10 - count :] if "/blocks/" in name else whole
+            np.testing.assert_array_equal(x, expected, err_msg=name)
+        back = way_back(part, tmp_path / f"back{count}")
+        again, report = transformers.LlamaModel.from_pretrained(back, output_loading_info=True)
+        assert not any(report.values()), report
+        assert len(again.layers) == count
+
+
+def test_provenance_says_where_the_weights_came_from(tmp_path):
+    source = folders.save(folders.bert(), tmp_path / "source")
+    (source / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\n# A model\n")
+    origin = parts.open_part(convert(source, tmp_path / "part", "--config.pool=first")).provenance
+    (file,) = origin["files"]
+    assert file["name"] == "model.safetensors"
+    assert file["bytes"] == (source / "model.safetensors").stat().st_size
+    assert len(file["sha256"]) == 64
+    assert origin["license"] == "apache-2.0"
+    assert origin["options"]["config"] == {"pool": "first"}
+    assert origin["source_config"]["hidden_size"] == 57
+    stated = convert(source, tmp_path / "stated", "--license=MIT")
+    assert parts.open_part(stated).provenance["license"] == "MIT"
+    assert json.loads((stated / "part.json").read_text())["provenance"]["license"] == "MIT"
+
+
+@pytest.mark.parametrize("kind", [*SOURCES, "embedding_gemma", "meta"])
+def test_verify_compares_with_the_reference(kind, tmp_path, capsys):
+    options = []
+    if kind == "embedding_gemma":
+        source = folders.embedding_gemma(tmp_path / "source")
+    elif kind == "meta":
+        source, options = tmp_path / "vitl.pt", ["--config.heads=3", "--config.image_size=35"]
+        torch.save(folders.meta_vjepa2(folders.vjepa2()), source)
+    else:
+        source = folders.save(SOURCES[kind][0](), tmp_path / "source")
+    convert(source, tmp_path / "part", "--verify", *options)
+    printed = capsys.readouterr().out
+    assert "layer 0" in printed
+    assert "beyond tolerance" not in printed
+
+
+def test_verify_fails_where_the_numbers_differ(tmp_path, capsys, monkeypatch):
+    """The part is made with another rotary base than the source's: status 1, nothing kept."""
+    source = folders.save(folders.llama(3), tmp_path / "source")
+    arguments = [f"--source={source}", f"--out={tmp_path / 'part'}", "--verify"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--config.llama.rope_theta=700.0"])
+    assert stopped.value.code == 1
+    assert "beyond tolerance" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_load_opens_every_part(tmp_path):
+    frames = tiny.pixels(2, 4, 20, 35, 3)
+    part = convert(folders.save(folders.vjepa2(), tmp_path / "x"), tmp_path / "a")
+    assert jepa_jax.load(part).encode_video(frames).shape == (2, 2 * 4 * 7, 66)
+    llama = jepa_jax.load(convert(folders.save(folders.llama(2), tmp_path / "l"), tmp_path / "b"))
+    ids, mask = np.zeros((2, 5), np.int32), np.ones((2, 5), bool)
+    assert llama.logits(ids, mask).shape == (2, 5, 41)
+    assert llama.hidden_states(ids, mask).shape == (2, 5, 54)
+    assert jax.tree.leaves(llama.module)
+    assert llama.provenance["kind"] == "llama"
