@@ -169,7 +169,7 @@ def parse(
     words = iter(rest)
     for word in words:
         if not word.startswith("--config."):
-            raise UsageError(f"unknown argument {word!r}; {known.format_usage().strip()}")
+            raise UsageError(f"unknown argument {word!r}; {' '.join(known.format_usage().split())}")
         path, equals, value = word.removeprefix("--config.").partition("=")
         if not equals:
             value = next(words, "--")

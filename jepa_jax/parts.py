@@ -92,13 +92,16 @@ class _LazyHandler(type_handlers.NumpyHandler):
     async def serialize(self, values, infos, args=None):
         args = [None] * len(values) if args is None else args
         for value, info, arg in zip(values, infos, args, strict=True):
-            array = value.read()
-            assert (array.shape, array.dtype) == (value.shape, value.dtype), info.name
-            value.checksum = int(fingerprint(array)[0])
-            for written in await super().serialize([array], [info], [arg]):
-                written.result()
-            del array
+            await self._write(value, info, arg)
         return []
+
+    async def _write(self, value: LazyArray, info, arg) -> None:
+        # A function of its own, so that nothing of an array is left when the next is made.
+        array = value.read()
+        assert (array.shape, array.dtype) == (value.shape, value.dtype), info.name
+        value.checksum = int(fingerprint(array)[0])
+        for written in await super().serialize([array], [info], [arg]):
+            written.result()
 
     def memory_size(self, values):
         sizes = [math.prod(v.shape) * v.dtype.itemsize for v in values]

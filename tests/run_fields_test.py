@@ -52,11 +52,20 @@ ELSEWHERE = {
     "batch_size": "test_the_batch_depends_on",
     "seed": "test_the_batch_depends_on",
     "fsdp": "test_fsdp_shapes_the_mesh",
+    "init.x_encoder": "initial_test.py",
+    "init.predictor": "initial_test.py",
+    "init.y_encoder": "initial_test.py",
+    "init.model": "initial_test.py",
 }
 
 
 def test_no_field_is_forgotten():
-    sections = {"data": c.DataConfig, "checkpoint": c.CheckpointConfig, "eval": c.EvalConfig}
+    sections = {
+        "data": c.DataConfig,
+        "checkpoint": c.CheckpointConfig,
+        "eval": c.EvalConfig,
+        "init": c.InitConfig,
+    }
     fields = {f"{s}.{f.name}" for s, kind in sections.items() for f in dataclasses.fields(kind)}
     others = {"model", "loss", "optim"}
     fields |= {f.name for f in dataclasses.fields(c.Config)} - sections.keys() - others

@@ -21,7 +21,6 @@ from jepa_jax.parts import LanguageModelConfig, LazyArray
 from weights_conversion import bert, gemma, llama, open_vljepa, vjepa2
 from weights_conversion.engine import ConversionError, Rule, Unused, plan
 from weights_conversion.sources import Source, sha256
-from weights_conversion.tensors import Tensors
 from weights_conversion.tokenizers import write_tokenizer
 
 # The part each kind of source becomes, and those it can become.
@@ -62,10 +61,17 @@ class Conversion:
     first_layer: int = 0
 
 
-def reference_config(config: Mapping[str, Any]):
+def reference_config(source: Source):
     """The `transformers` configuration that a config.json describes, its defaults filled in."""
     import transformers
 
+    config = source.config
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(source.tensors.info):
+        # The library would write a list of them.
+        raise ConversionError(
+            f"config.json speaks of {layers} layers, the source has {len(source.tensors.info)} tensors"
+        )
     kinds = {
         "vjepa2": transformers.VJEPA2Config,
         "llama": transformers.LlamaConfig,
@@ -128,17 +134,8 @@ def _as_conversion_error() -> Iterator[None]:
         raise ConversionError(flags.explain(error, "the source's configuration")) from error
 
 
-def _layers_fit(tensors: Tensors, layers: int) -> None:
-    """A configuration that claims more layers than there are tensors is not worked through."""
-    if layers > len(tensors.info):
-        raise ConversionError(
-            f"the configuration has {layers} layers, the source {len(tensors.info)} tensors"
-        )
-
-
 def _vjepa2(source: Source, assignments) -> Conversion:
-    config = flags.override(vjepa2.config_from(reference_config(source.config)), assignments)
-    _layers_fit(source.tensors, config.layers)
+    config = flags.override(vjepa2.config_from(reference_config(source)), assignments)
     prefix = "vjepa2." if any(n.startswith("vjepa2.") for n in source.tensors.info) else ""
     names = [n.removeprefix(prefix) for n in source.tensors.info]
     rules = [dataclasses.replace(r, theirs=prefix + r.theirs) for r in vjepa2.rules(config)]
@@ -162,15 +159,16 @@ def _vjepa2_meta(source: Source, assignments) -> Conversion:
 def _llama(source: Source, part: str, layers: int | None, assignments) -> Conversion:
     tensors = source.tensors
     if source.kind == "llama":
-        whole = llama.config_from(reference_config(source.config))
+        whole = llama.config_from(reference_config(source))
         style, unused = "hf", llama.UNUSED
     elif source.kind == "llama_meta":
         whole, style, unused = llama.config_from_meta(source.config, tensors), "meta", llama.META_UNUSED
     else:
         whole, style, unused = llama.config_from_gguf(source.config, tensors), "gguf", llama.GGUF_UNUSED
-    _layers_fit(tensors, whole.llama.layers)
     prefix = "model." if style == "hf" and any(n.startswith("model.") for n in tensors.info) else ""
     total = whole.llama.layers
+    if total > len(tensors.info):
+        raise ConversionError(f"the source speaks of {total} layers and has {len(tensors.info)} tensors")
     wanted = layers or (min(PREDICTOR_LAYERS, total) if part == "predictor" else total)
     if wanted > total:
         raise ConversionError(f"--layers={wanted}, but the source has {total}")
@@ -199,7 +197,6 @@ def _gemma(source: Source, dense_heads: bool, assignments) -> Conversion:
     info = source.tensors.info
     if source.kind == "gemma3_gguf":
         config = flags.override(gemma.config_from_gguf(source.config, source.tensors), assignments)
-        _layers_fit(source.tensors, config.layers)
         rules = gemma.rules(config, "gguf")
         return Conversion("y_encoder", config, source, rules, gemma.GGUF_UNUSED)
     if source.sentence is not None and source.sentence.pool != "mean":
@@ -209,8 +206,7 @@ def _gemma(source: Source, dense_heads: bool, assignments) -> Conversion:
     if missing:
         raise ConversionError(f"the Dense head in {source.sentence.dense[missing[0]]} has no linear.weight")
     widths = [info[f"dense:{k}/linear.weight"].shape[0] for k in range(count)]
-    config = flags.override(gemma.config_from(reference_config(source.config), widths), assignments)
-    _layers_fit(source.tensors, config.layers)
+    config = flags.override(gemma.config_from(reference_config(source), widths), assignments)
     prefix = "model." if any(n.startswith("model.") for n in info) else ""
     rules = gemma.rules(config, "hf", prefix=prefix) + gemma.dense_rules(count)
     unused = list(gemma.UNUSED)
@@ -223,8 +219,7 @@ def _bert(source: Source, assignments) -> Conversion:
     if source.sentence is not None and source.sentence.dense:
         raise ConversionError("a Dense head after a BERT is not built")
     pool = source.sentence.pool if source.sentence else "mean"
-    config = flags.override(bert.config_from(reference_config(source.config), pool), assignments)
-    _layers_fit(source.tensors, config.layers)
+    config = flags.override(bert.config_from(reference_config(source), pool), assignments)
     names = source.tensors.info
     prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
     unused = bert.UNUSED + [Unused(prefix.replace(".", r"\.") + u.pattern, u.reason) for u in bert.UNUSED]

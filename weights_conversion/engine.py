@@ -165,6 +165,9 @@ def plan(
       ConversionError: all of: source tensors nobody takes, parameters nobody fills, wrong shapes and
         types.
     """
+    most = max((len(rule.layers) for rule in rules if rule.layers is not None), default=0)
+    if most > len(tensors.info):
+        raise ConversionError(f"the model has {most} layers, the source has {len(tensors.info)} tensors")
     problems: list[str] = []
     filled = [rule.ours for rule in rules]
     problems += [f"{name}: no rule of the table fills it" for name in expected if name not in filled]

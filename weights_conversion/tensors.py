@@ -105,17 +105,15 @@ def load_pickle(file: pathlib.Path):
             # The format before PyTorch 1.6 cannot be mapped.
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next(
-            (line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), ""
-        )
-        if "Weights only load failed" in str(error) and reason:
+        found = str(error).partition("GLOBAL ")[2].split(" ")[0]
+        if found:
             raise UsageError(
-                f"{file} holds more than tensors and is refused, for loading it could run code "
-                f"({reason.strip()[:120]}): ask for safetensors"
+                f"{file} holds more than tensors ({found}) and is refused, for loading it could run code: "
+                "ask for safetensors"
             ) from error
         raise UsageError(f"{file} is truncated or no PyTorch file: download it again") from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the reader raises whatever a cut file leads it to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{file} is truncated or no PyTorch file ({reason}): download it again") from error
 
 

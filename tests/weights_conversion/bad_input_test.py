@@ -1,0 +1,269 @@
+"""Whatever is wrong with a source: a sentence that says what to do, status 2, nothing written."""
+
+import json
+import pathlib
+import shutil
+import time
+import types
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the sources are written with PyTorch, of the extra `convert`")
+
+from huggingface_hub import errors as hub
+
+from jepa_jax import flags
+from tests.weights_conversion import folders
+from weights_conversion.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Sources with nothing wrong, to be copied and spoilt."""
+    root = tmp_path_factory.mktemp("whole")
+    folders.save(folders.bert(), root / "bert")
+    folders.save(folders.llama(2, tied=False), root / "shards", max_shard_size="20KB")
+    folders.embedding_gemma(root / "gemma")
+    torch.save(folders.meta_vjepa2(folders.vjepa2()), root / "vitl.pt")
+    return root
+
+
+@pytest.fixture
+def refused(tmp_path, capfd):
+    """Run a conversion that must be refused; gives what it said."""
+
+    def run(source, *options: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        capfd.readouterr()
+        out = tmp_path / "new" / "part"
+        assert flags.run(main, [f"--source={source}", f"--out={out}", *options]) == 2
+        said = capfd.readouterr().err.strip().splitlines()
+        assert said[0].startswith("error: ")
+        assert not out.exists()
+        # At most the empty folder that was to hold the part.
+        assert [p for p in sorted(tmp_path.rglob("*")) if p not in before] in ([], [out.parent])
+        return "\n".join(said)
+
+    return run
+
+
+def one_line(text: str) -> str:
+    assert "\n" not in text, text
+    return text
+
+
+def copy(whole: pathlib.Path, name: str, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(whole / name, tmp_path / name))
+
+
+def edit(file: pathlib.Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_truncated_safetensors_file(whole, tmp_path, refused):
+    source = copy(whole, "bert", tmp_path)
+    file = source / "model.safetensors"
+    for keep in (0, 5, 100, file.stat().st_size - 1):
+        data = (whole / "bert" / file.name).read_bytes()
+        file.write_bytes(data[:keep])
+        assert "download it again" in one_line(refused(source))
+
+
+def test_a_truncated_pickle(whole, tmp_path, refused):
+    data = (whole / "vitl.pt").read_bytes()
+    for keep in (0, 10, len(data) // 2, len(data) - 30):
+        (tmp_path / "vitl.pt").write_bytes(data[:keep])
+        assert "download it again" in one_line(refused(tmp_path / "vitl.pt"))
+
+
+class Trap:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_refused_and_does_not_run(zipped, tmp_path, refused):
+    trap = tmp_path / "sprung"
+    content = {"encoder": {"x": torch.ones(3)}, "trap": Trap(trap)}
+    torch.save(content, tmp_path / "bad.pt", _use_new_zipfile_serialization=zipped)
+    text = one_line(refused(tmp_path / "bad.pt"))
+    assert "could run code" in text
+    assert "safetensors" in text
+    assert not trap.exists()
+
+
+def test_another_family(whole, tmp_path, refused):
+    source = copy(whole, "bert", tmp_path)
+    edit(source / "config.json", model_type="qwen2")
+    assert "'qwen2'; converted are vjepa2, llama" in one_line(refused(source))
+
+
+def test_a_part_that_the_family_does_not_become(whole, refused):
+    assert "a bert source becomes y_encoder" in one_line(refused(whole / "bert", "--part=predictor"))
+    assert "--layers is for Llama" in one_line(refused(whole / "bert", "--layers=3"))
+    assert "--layers=3, but the source has 2" in one_line(refused(whole / "shards", "--layers=3"))
+    assert "--layers=0 must be at least 1" in one_line(refused(whole / "shards", "--layers=0"))
+
+
+def test_weights_of_another_model_than_the_config_s(whole, tmp_path, refused):
+    source = copy(whole, "bert", tmp_path)
+    shutil.copyfile(whole / "gemma" / "model.safetensors", source / "model.safetensors")
+    text = refused(source)
+    assert "the source does not fit the model; nothing was written" in text
+    assert "embed_tokens.weight: nobody takes it" in text or "more" in text
+    assert "the source has no embeddings.word_embeddings.weight" in text
+
+
+def test_a_missing_shard(whole, tmp_path, refused):
+    source = copy(whole, "shards", tmp_path)
+    shard = sorted(source.glob("model-*.safetensors"))[2]
+    shard.unlink()
+    assert f"lacks 1 of its {len(list(source.glob('model-*'))) + 1} shards ({shard.name})" in refused(source)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hostname", "sub/inside.safetensors"])
+def test_an_index_that_leads_out_of_its_folder(name, whole, tmp_path, refused):
+    source = copy(whole, "shards", tmp_path)
+    index = source / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    edit(index, weight_map=weight_map | {next(iter(weight_map)): name})
+    assert f"names {name!r}, which lies outside of its folder" in one_line(refused(source))
+
+
+@pytest.mark.parametrize("path", ["../..", "/tmp"])
+def test_modules_that_lead_out_of_their_folder(path, whole, tmp_path, refused):
+    source = copy(whole, "gemma", tmp_path)
+    modules = json.loads((source / "modules.json").read_text())
+    modules[2]["path"] = path
+    (source / "modules.json").write_text(json.dumps(modules))
+    assert "lies outside of it: refused" in one_line(refused(source))
+
+
+def test_modules_that_are_not_built(whole, tmp_path, refused):
+    source = copy(whole, "gemma", tmp_path)
+    edit(source / "2_Dense" / "config.json", bias=True)
+    assert "only plain ones are built" in one_line(refused(source))
+    edit(
+        source / "2_Dense" / "config.json", bias=False, activation_function="torch.nn.modules.activation.Tanh"
+    )
+    assert "Tanh; only plain ones are built" in one_line(refused(source))
+    edit(source / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_max_tokens=True)
+    assert "pools by ['max_tokens']" in one_line(refused(source))
+
+
+def test_the_output_exists(whole, tmp_path, capsys):
+    out = tmp_path / "there"
+    out.mkdir()
+    (out / "precious").write_text("kept")
+    assert flags.run(main, [f"--source={whole / 'bert'}", f"--out={out}"]) == 2
+    assert "exists: name another --out" in one_line(capsys.readouterr().err.strip())
+    assert [file.name for file in tmp_path.rglob("*")] == ["there", "precious"]
+
+
+RESPONSE = types.SimpleNamespace(headers={}, request=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            lambda: hub.GatedRepoError("no", response=RESPONSE),
+            "is gated: accept its licence at https://",
+        ),
+        (lambda: hub.RepositoryNotFoundError("no", response=RESPONSE), "has no repository 'some/model'"),
+        (lambda: hub.LocalEntryNotFoundError("no"), "hub cannot be reached (LocalEntryNotFoundError): check"),
+        (lambda: ConnectionError("no"), "hub cannot be reached (ConnectionError): check the network"),
+    ],
+)
+def test_a_hub_name_that_cannot_be_had(error, words, refused, monkeypatch):
+    def download(*arguments, **options):
+        raise error()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert words in one_line(refused("some/model"))
+
+
+def test_a_hub_name_is_downloaded_and_its_commit_kept(whole, tmp_path, monkeypatch):
+    commit = shutil.copytree(whole / "bert", tmp_path / "snapshots" / "0123abc")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(commit))
+    assert flags.run(main, ["--source=some/model", f"--out={tmp_path / 'part'}"]) == 0
+    origin = json.loads((tmp_path / "part" / "part.json").read_text())["provenance"]
+    assert (origin["source"], origin["revision"]) == ("some/model", "0123abc")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"vjepa2"'])
+def test_a_configuration_that_is_none(text, whole, tmp_path, refused):
+    source = copy(whole, "bert", tmp_path)
+    (source / "config.json").write_text(text)
+    one_line(refused(source))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 4}, "not a multiple of y_encoder.heads=4"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'; only 'gelu' is built"),
+        ({"num_hidden_layers": -1}, "layers"),
+    ],
+)
+def test_a_configuration_that_does_not_work(changes, words, whole, tmp_path, refused):
+    source = copy(whole, "bert", tmp_path)
+    edit(source / "config.json", **changes)
+    assert words in one_line(refused(source))
+
+
+@pytest.mark.parametrize("name", ["bert", "shards", "gemma"])
+def test_a_configuration_that_claims_too_much_costs_nothing(name, whole, tmp_path, refused):
+    """A billion layers, or a table of a trillion numbers, are refused before they are worked through."""
+    source = copy(whole, name, tmp_path)
+    changes = {"num_hidden_layers": 10**9, "layer_types": None}
+    started = time.monotonic()
+    edit(source / "config.json", **changes)
+    assert "layers" in refused(source)
+    shutil.copyfile(whole / name / "config.json", source / "config.json")
+    edit(source / "config.json", vocab_size=10**12)
+    assert "does not give" in refused(source)
+    assert time.monotonic() - started < 60
+
+
+def test_meta_s_files(whole, tmp_path, refused):
+    weights, params = folders.meta_llama(folders.llama(2))
+    source = folders.save_meta_llama(weights, params, tmp_path / "llama", 3)
+    (source / "consolidated.01.pth").unlink()
+    assert "lacks consolidated.01.pth" in one_line(refused(source))
+    (source / "params.json").unlink()
+    assert "no params.json" in one_line(refused(source))
+    assert "has no target: it has" not in one_line(refused(whole / "vitl.pt", "--encoder=target"))
+    content = folders.meta_vjepa2(folders.vjepa2())
+    torch.save({"ema_encoder": content["encoder"]}, tmp_path / "ema.pt")
+    assert "it has ema_encoder; choose with --encoder" in one_line(refused(tmp_path / "ema.pt"))
+    content["encoder"]["module.backbone.patch_embed_img.proj.weight"] = torch.ones(2)
+    torch.save(content, tmp_path / "new.pt")
+    assert "V-JEPA 2.1 encoder" in one_line(refused(tmp_path / "new.pt"))
+    torch.save({"something": torch.ones(2)}, tmp_path / "other.pt")
+    assert "is of no kind that is known (it has something" in one_line(refused(tmp_path / "other.pt"))
+    torch.save([1, 2], tmp_path / "list.pt")
+    assert "holds a list" in one_line(refused(tmp_path / "list.pt"))
+
+
+def test_what_is_no_source(tmp_path, refused):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + np.zeros(5, np.uint8).tobytes())
+    assert "holds no checkpoint that is known" in one_line(refused(tmp_path / "empty"))
+    assert "of no kind that is known" in one_line(refused(tmp_path / "notes.txt"))
+    assert "no file or folder" in one_line(refused(tmp_path / "nowhere"))
+    assert "download it again" in one_line(refused(tmp_path / "m.gguf"))
+
+
+def test_an_unknown_flag_or_field(whole, refused):
+    assert "unknown argument '--sorce=x'" in one_line(refused(whole / "bert", "--sorce=x"))
+    assert "did you mean width?" in one_line(refused(whole / "bert", "--config.widht=3"))
