@@ -22,7 +22,7 @@ EXTRAS = {
         "tiktoken>=0.7",
         "sentence-transformers>=5.0",
     ],
-    "test": ["pytest>=8.3", "ruff>=0.14", "psutil>=6"],
+    "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "psutil>=6"],
 }
 
 setup(

@@ -154,10 +154,10 @@ class Pickled:
         self._touched = 0
 
     def read(self, name: str) -> np.ndarray:
-        if self._touched > _REOPEN_AFTER:
-            self._open()
         found = to_numpy(self._tensors[name])
         self._touched += found.nbytes
+        if self._touched > _REOPEN_AFTER:
+            self._open()  # at once: what was touched would count until the next read
         return found
 
 

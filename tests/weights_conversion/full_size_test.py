@@ -2,7 +2,7 @@
 
 Errors are relative to the root mean square of the reference's values: 1e-4 for their own root mean
 square, 1e-3 for the worst element, in float32 with the highest matmul precision; in bfloat16 the cosine
-between both is at least 0.999. The figures are printed (`pytest -s`).
+between both is at least 0.999. The figures are printed (`pytest -n 0 -s`).
 """
 
 import gc
