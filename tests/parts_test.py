@@ -51,7 +51,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert list(some) == ["token_embedding"]
 
 
-def test_arrays_are_made_one_at_a_time_and_let_go(tmp_path):
+def test_memory_holds_two_arrays_however_many_are_written(tmp_path):
     alive, most = 0, 0
 
     def let_go():
@@ -66,10 +66,11 @@ def test_arrays_are_made_one_at_a_time_and_let_go(tmp_path):
         most = max(most, alive)
         return array
 
-    lazy = {f"a/{i}": LazyArray((300, 7), np.dtype(np.float32), make) for i in range(6)}
+    lazy = {f"a/{i}": LazyArray((300, 7), np.dtype(np.float32), make) for i in range(12)}
     (tmp_path / "part").mkdir()
     parts.write(tmp_path / "part", "predictor", CONFIG, lazy, max_length=None, provenance={})
-    assert (alive, most) == (0, 1)
+    # The one being written, and at most the one before it, which a thread may still be letting go.
+    assert most <= 2
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 8])

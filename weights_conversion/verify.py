@@ -221,12 +221,12 @@ def _reference(weights: export.Weights, conversion: Conversion, scratch: pathlib
         model = transformers.LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
         model = model if weights.name == "y_decoder" else model.model
     elif source.kind == "gemma3_gguf":
-        model = transformers.Gemma3ForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
-        model.save_pretrained(scratch)
+        causal = transformers.Gemma3ForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
         config = transformers.Gemma3TextConfig.from_dict(
-            model.config.to_dict() | {"use_bidirectional_attention": True}
+            causal.config.to_dict() | {"use_bidirectional_attention": True}
         )
-        model = kind.from_pretrained(scratch, config=config, **options)
+        model = kind(config)
+        model.load_state_dict(causal.model.state_dict())
     else:
         export.export(weights, scratch)
         return kind.from_pretrained(scratch, **options).eval()
