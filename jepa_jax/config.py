@@ -190,6 +190,11 @@ class YEncoderConfig:
         _divides("y_encoder.kv_heads", self.kv_heads, "y_encoder.heads", self.heads)
         _divides("2 (rotary pairs)", 2, "y_encoder.head_size", self.head_size)
 
+    @property
+    def output_width(self) -> int:
+        """Of the embedding before any projection."""
+        return (self.width, *self.dense_widths)[-1]
+
     @classmethod
     def embedding_gemma_300m(cls, dense_heads: bool = True) -> YEncoderConfig:
         """https://huggingface.co/google/embeddinggemma-300m (302.9M; 307.6M with its Dense heads)."""
@@ -227,6 +232,11 @@ class BertConfig:
     def __post_init__(self):
         _divides("y_encoder.heads", self.heads, "y_encoder.width", self.width)
 
+    @property
+    def output_width(self) -> int:
+        """Of the embedding before any projection."""
+        return self.width
+
     @classmethod
     def all_minilm_l6_v2(cls) -> BertConfig:
         """https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2 (22.6M without its pooler)."""
@@ -236,6 +246,8 @@ class BertConfig:
 @dataclass(**_OPTIONS)
 class ModelConfig:
     """VL-JEPA: the three parts and the space they share (arXiv 2512.10942, section 3).
+
+    Without `y_projection` the shared space is the Y-Encoder's own, of its width.
 
     `compute_dtype` is the type of activations; weights stay float32. float16 is not offered,
     because Gemma 3's activations overflow it. `remat` recomputes each layer's activations in the
@@ -247,9 +259,17 @@ class ModelConfig:
     predictor: LlamaConfig
     y_encoder: Annotated[YEncoderConfig | BertConfig, Field(discriminator="kind")]
     embedding_size: Positive = 1536
+    y_projection: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: bool = True
     scan_layers: bool = True
+
+    def __post_init__(self):
+        if not self.y_projection and self.embedding_size != self.y_encoder.output_width:
+            raise ValueError(
+                f"model.embedding_size={self.embedding_size} without y_projection must be the Y-Encoder's "
+                f"own width, {self.y_encoder.output_width}"
+            )
 
     @classmethod
     def paper(cls) -> ModelConfig:
@@ -301,11 +321,25 @@ class ModelConfig:
 
 @dataclass(**_OPTIONS)
 class LossConfig:
-    """Bi-directional InfoNCE; `temperature` is tau, its inverse never exceeds `max_logit_scale`."""
+    """The objective: bi-directional InfoNCE, or one of `losses.OBJECTIVES`.
 
+    `temperature` is tau, its inverse never exceeds `max_logit_scale`; InfoNCE and sigmoid have one.
+    `chunk` rows of logits exist at a time on a device. `sigmoid_bias` is added to sigmoid's logits.
+    VICReg's weights are relative to its invariance; SIGReg has `sigreg_weight` of the loss, the
+    distance of the pairs the rest.
+    """
+
+    objective: Literal["info_nce", "sigmoid", "cosine", "l1", "l2", "vicreg", "sigreg"] = "info_nce"
     temperature: PositiveFloat = 0.07
     learnable_temperature: bool = True
     max_logit_scale: PositiveFloat = 100.0
+    chunk: Positive = 1024
+    sigmoid_bias: float = -10.0
+    variance_weight: Factor = 1.0
+    covariance_weight: Factor = 0.04
+    sigreg_weight: Fraction = 0.05
+    sigreg_directions: Positive = 256
+    sigreg_knots: Annotated[int, Field(ge=2)] = 17
 
     def __post_init__(self):
         if 1 / self.temperature > self.max_logit_scale * (1 + 1e-6):
@@ -313,6 +347,20 @@ class LossConfig:
                 f"loss.temperature={self.temperature} is below 1/max_logit_scale="
                 f"{1 / self.max_logit_scale:g}: raise one of the two"
             )
+
+    @property
+    def has_temperature(self) -> bool:
+        return self.objective in ("info_nce", "sigmoid")
+
+    @property
+    def on_the_sphere(self) -> bool:
+        """Whether it compares unit vectors; the others look at how embeddings are spread."""
+        return self.objective not in ("vicreg", "sigreg")
+
+    @property
+    def can_collapse(self) -> bool:
+        """Whether all embeddings equal is a perfect score, so that the target must not learn."""
+        return self.objective in ("cosine", "l1", "l2")
 
 
 @dataclass(**_OPTIONS)
@@ -427,7 +475,11 @@ class InitConfig:
 
 @dataclass(**_OPTIONS)
 class Config:
-    """A whole run. `fsdp` devices share each copy of the parameters; the rest split the batch."""
+    """A whole run. `fsdp` devices share each copy of the parameters; the rest split the batch.
+
+    A batch is worked through in `micro_batches` pieces, with the gradient of the whole; the visual
+    tokens of a frozen X-Encoder are kept between the two passes with `keep_visual_tokens`.
+    """
 
     name: str
     model: ModelConfig
@@ -439,12 +491,21 @@ class Config:
     eval: EvalConfig = EvalConfig()
     steps: Positive
     batch_size: Positive
+    micro_batches: Positive = 1
+    keep_visual_tokens: bool = True
     seed: NonNegative = 0
     fsdp: Positive = 1
     log_every: Positive = 10
 
     def __post_init__(self):
         _divides("fsdp", self.fsdp, "batch_size", self.batch_size)
+        _divides("micro_batches", self.micro_batches, "batch_size", self.batch_size)
+        learns = self.optim.factors.y_encoder or (self.model.y_projection and self.optim.factors.heads)
+        if self.loss.can_collapse and learns:
+            raise ValueError(
+                f"loss.objective={self.loss.objective!r} is perfect when all embeddings are equal, so the "
+                "target must stay as it is: set optim.factors.y_encoder=0 and model.y_projection=false"
+            )
         text, longest = self.model.y_encoder, self.data.length_buckets[-1][1]
         if isinstance(text, BertConfig) and longest > text.max_length:
             raise ValueError(

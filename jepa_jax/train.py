@@ -11,15 +11,11 @@ if __name__ == "__main__":  # before the imports, which take seconds
     restart_with_huge_pages()
 
 import contextlib
-import dataclasses
-import math
 import pathlib
 import signal
 import sys
 
 import jax
-import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -31,64 +27,10 @@ from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
-from jepa_jax.losses import info_nce
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
-from jepa_jax.optim import learning_rate_schedule, make_optimizer
 from jepa_jax.sharding import make_mesh, shard_global_batch
-from jepa_jax.state import TrainState, abstract_state, from_items, init_state, to_items
-
-
-def loss_fn(
-    trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, batch: dict[str, jax.Array]
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss and metrics of a batch, as a function of the parameters that train."""
-    model = nnx.merge(graphdef, trained, frozen)
-    visual = model.encode_frames(batch["frames"])
-    # Several pairs of a clip share its visual tokens.
-    visual = jnp.repeat(visual, len(batch["query"]) // len(batch["frames"]), axis=0)
-    predicted = model.predict(visual, batch["query"], batch["query_mask"])
-    target = model.embed_text(batch["target"], batch["target_mask"])
-    logit_scale = jnp.exp(model.log_logit_scale[...])
-    loss, metrics = info_nce(predicted, target, batch["target_id"], logit_scale)
-    return loss, {**metrics, "temperature": 1 / logit_scale}
-
-
-def train_step(
-    state: TrainState, batch: dict[str, jax.Array], graphdef: nnx.GraphDef, config: Config
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step over a global batch.
-
-    Args:
-      state: the run's state.
-      batch: as `pipeline.batches` makes it, on the device.
-      graphdef, config: static.
-
-    Returns:
-      The next state and float32 scalars: `loss`, `alignment`, `uniformity`, `accuracy`,
-      `temperature`, `grad_norm`, `learning_rate`.
-    """
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, metrics), grads = gradient(state.trained, state.frozen, graphdef, batch)
-    optimizer = make_optimizer(config.optim, config.steps)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
-    metrics |= {
-        "loss": loss,
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": learning_rate_schedule(config.optim, config.steps)(state.step),
-    }
-    trained = optax.apply_updates(state.trained, updates)
-    if "log_logit_scale" in trained:
-        # Clipped after the update, not inside the loss, where a value beyond the cap would get no
-        # gradient and never come back.
-        scale = trained["log_logit_scale"]
-        scale[...] = jnp.minimum(scale[...], math.log(config.loss.max_logit_scale))
-    state = dataclasses.replace(
-        state,
-        step=state.step + 1,
-        trained=trained,
-        optimizer=optimizer_state,
-    )
-    return state, metrics
+from jepa_jax.state import abstract_state, from_items, init_state, to_items
+from jepa_jax.step import train_step
 
 
 class _StopFlag:

@@ -49,7 +49,8 @@ class VLJEPA(nnx.Module):
         }
         self.x_encoder = XEncoder(config.x_encoder, **shared)
         self.predictor = Predictor(config.predictor, config.x_encoder.width, config.embedding_size, **shared)
-        self.y_encoder = make_y_encoder(config.y_encoder, config.embedding_size, **shared)
+        projected = config.embedding_size if config.y_projection else None
+        self.y_encoder = make_y_encoder(config.y_encoder, projected, **shared)
         # The temperature is learned as log(1 / tau), so that it stays positive.
         self.log_logit_scale = nnx.Param(jnp.asarray(-math.log(loss.temperature), jnp.float32))
 
@@ -90,7 +91,7 @@ def is_trained(factors: LearningRateFactors, loss: LossConfig):
     """An NNX filter that is True for the parameters that train under a configuration."""
 
     def trained(path, _) -> bool:
-        if path[0] == "log_logit_scale" and not loss.learnable_temperature:
+        if path[0] == "log_logit_scale" and not (loss.learnable_temperature and loss.has_temperature):
             return False
         return getattr(factors, part_of(path)) > 0
 

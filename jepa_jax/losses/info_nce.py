@@ -1,0 +1,207 @@
+"""InfoNCE, exact over the global batch, in memory that grows with the local batch alone.
+
+Every device keeps its predictions; a block of targets travels round the ring of devices, and with it
+the running log-sum-exp of its columns, so that one trip serves both directions. Logits exist a few
+rows at a time, and the backward pass computes them again instead of keeping them (Inf-CL, arXiv
+2410.17243, does the same for one direction at a time).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+# Logits are made for so many predictions at a time, against one device's targets.
+CHUNK = 1024
+
+
+def info_nce(
+    predicted: jax.Array,
+    target: jax.Array,
+    target_id: jax.Array,
+    logit_scale: jax.Array,
+    *,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Bi-directional InfoNCE (arXiv 2512.10942, section 3.2), equal targets being positives.
+
+    With logits s_ij = <predicted_i, target_j> / tau and P(i) the samples whose target equals that
+    of i, the loss is
+
+        1/2 mean_i [ LSE_j s_ij - mean_{P(i)} s_ij ] + 1/2 mean_j [ LSE_i s_ij - mean_{P(j)} s_ij ]
+
+    the cross-entropy against a uniform distribution over the positives (UniCL, arXiv 2204.03610,
+    equation 2). Where all targets differ it is the paper's. It falls into two terms (Wang and Isola,
+    arXiv 2005.10242): alignment, minus the mean positive logit, and uniformity, the mean
+    log-sum-exp. Their sum is the loss.
+
+    Args:
+      predicted: [B, E] unit vectors S^_Y. target: [B, E] unit vectors S_Y.
+      target_id: [B] int, equal where the target texts are equal.
+      logit_scale: scalar 1 / tau.
+      chunk: rows of logits that exist at a time on a device; any number, whatever B is.
+
+    Returns:
+      The scalar loss, and scalars `alignment`, `uniformity` and `accuracy` (the share of
+      predictions whose nearest target is a positive), through which no gradient flows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty or mesh.size == 1 else tuple(mesh.axis_names)
+    scale = jnp.asarray(logit_scale, jnp.float32)
+    loss, metrics = _info_nce(predicted, target, target_id, scale, axes, chunk)
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def _on_every_device(function, axes, n_rows: int, n_out_rows: int, n_out: int):
+    """`function` over the ring: its first `n_rows` arguments and first `n_out_rows` results are split
+    by rows, the others are whole on every device."""
+    if not axes:
+        return function
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    outs = (rows,) * n_out_rows + (whole,) * (n_out - n_out_rows)
+    return jax.shard_map(function, in_specs=(rows,) * n_rows + (whole,), out_specs=outs, check_vma=False)
+
+
+def _ring(axes) -> int:
+    return int(np.prod([jax.lax.axis_size(axis) for axis in axes])) if axes else 1
+
+
+def _pass_on(x, axes, size: int):
+    """To the next device of the ring."""
+    if size == 1:
+        return x
+    hops = [(i, (i + 1) % size) for i in range(size)]
+    return jax.tree.map(lambda a: jax.lax.ppermute(a, axes, hops), x)
+
+
+def _sum(x, axes):
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def _in_chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """[b, ...] -> [chunks, rows of one, ...], the last filled up with zeros."""
+    rows = min(chunk, x.shape[0])
+    missing = -x.shape[0] % rows
+    x = jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1))
+    return x.reshape(-1, rows, *x.shape[1:])
+
+
+def _whole(x: jax.Array, rows: int) -> jax.Array:
+    """The inverse of `_in_chunks`."""
+    return x.reshape(-1, *x.shape[2:])[:rows]
+
+
+def _products(x, y):
+    return jnp.einsum("BE,CE->BC", x, y, preferred_element_type=jnp.float32)
+
+
+def _forward(predicted, target, target_id, scale, *, axes, chunk):
+    """Per device: log-sum-exp of its rows and of its targets' columns, the number of each row's
+    positives [b]; alignment, uniformity and accuracy of the whole batch."""
+    b, size = predicted.shape[0], _ring(axes)
+    xs, ids = _in_chunks(predicted, chunk), _in_chunks(target_id, chunk)
+    real = _in_chunks(jnp.ones(b, bool), chunk)
+
+    def hop(_, carry):
+        rows, block = carry
+
+        def one_chunk(columns, inputs):
+            x, x_id, x_real, (lse, positives, total, best, hit) = inputs
+            logits = scale * _products(x, block["target"])
+            positive = x_id[:, None] == block["id"][None, :]
+            top = jnp.max(logits, axis=1)
+            nearest = block["id"][jnp.argmax(logits, axis=1)] == x_id
+            rows = (
+                jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1)),
+                positives + jnp.sum(positive, axis=1),
+                total + jnp.sum(jnp.where(positive, logits, 0.0), axis=1),
+                jnp.maximum(best, top),
+                jnp.where(top > best, nearest, hit),
+            )
+            logits = jnp.where(x_real[:, None], logits, -jnp.inf)
+            return jnp.logaddexp(columns, jax.nn.logsumexp(logits, axis=0)), rows
+
+        columns, rows = jax.lax.scan(one_chunk, block["columns"], (xs, ids, real, rows))
+        return rows, _pass_on(block | {"columns": columns}, axes, size)
+
+    floor = jnp.full(real.shape, -jnp.inf, jnp.float32)
+    zeros = jnp.zeros(real.shape, jnp.float32)
+    rows = (floor, jnp.zeros(real.shape, jnp.int32), zeros, floor, jnp.zeros(real.shape, bool))
+    block = {"target": target, "id": target_id, "columns": jnp.full(b, -jnp.inf, jnp.float32)}
+    rows, block = jax.lax.fori_loop(0, size, hop, (rows, block))
+    lse, positives, total, _, hit = (_whole(x, b) for x in rows)
+    columns = block["columns"]
+    mean = lambda x: _sum(jnp.sum(x, dtype=jnp.float32), axes) / (b * size)
+    alignment = -mean(total / positives)
+    uniformity = 0.5 * (mean(lse) + mean(columns))
+    return lse, columns, positives, alignment, uniformity, mean(hit)
+
+
+def _backward(predicted, target, target_id, lse, columns, positives, scale, *, axes, chunk):
+    """Per device: the gradients of the loss, the targets' gathered on the way round."""
+    b, size = predicted.shape[0], _ring(axes)
+    inputs = [_in_chunks(x, chunk) for x in (predicted, target_id, lse, positives, jnp.ones(b, bool))]
+
+    def hop(_, carry):
+        d_x, d_scale, block = carry
+
+        def one_chunk(carry, inputs):
+            d_y, d_scale = carry
+            x, x_id, x_lse, x_positives, x_real, d_x = inputs
+            products = _products(x, block["target"])
+            logits = scale * products
+            positive = x_id[:, None] == block["id"][None, :]
+            towards = (
+                0.5 * (jnp.exp(logits - x_lse[:, None]) + jnp.exp(logits - block["columns"][None, :]))
+                - positive / jnp.maximum(x_positives, 1)[:, None]
+            )
+            towards = jnp.where(x_real[:, None], towards, 0.0) / (b * size)
+            d_scale += jnp.sum(towards * products)
+            towards = scale * towards
+            d_y += jnp.einsum("BC,BE->CE", towards, x, preferred_element_type=jnp.float32)
+            d_x += jnp.einsum("BC,CE->BE", towards, block["target"], preferred_element_type=jnp.float32)
+            return (d_y, d_scale), d_x
+
+        (d_y, d_scale), d_x = jax.lax.scan(one_chunk, (block["gradient"], d_scale), (*inputs, d_x))
+        return d_x, d_scale, _pass_on(block | {"gradient": d_y}, axes, size)
+
+    block = {
+        "target": target,
+        "id": target_id,
+        "columns": columns,
+        "gradient": jnp.zeros(target.shape, jnp.float32),
+    }
+    start = (jnp.zeros(inputs[0].shape, jnp.float32), jnp.zeros((), jnp.float32), block)
+    d_x, d_scale, block = jax.lax.fori_loop(0, size, hop, start)
+    return (
+        _whole(d_x, b).astype(predicted.dtype),
+        block["gradient"].astype(target.dtype),
+        _sum(d_scale, axes),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _info_nce(predicted, target, target_id, scale, axes, chunk):
+    return _info_nce_forward(predicted, target, target_id, scale, axes, chunk)[0]
+
+
+def _info_nce_forward(predicted, target, target_id, scale, axes, chunk):
+    forward = functools.partial(_forward, axes=axes, chunk=chunk)
+    found = _on_every_device(forward, axes, 3, 3, 6)(predicted, target, target_id, scale)
+    lse, columns, positives, alignment, uniformity, accuracy = found
+    metrics = {"alignment": alignment, "uniformity": uniformity, "accuracy": accuracy}
+    kept = (predicted, target, target_id, lse, columns, positives, scale)
+    return (alignment + uniformity, metrics), kept
+
+
+def _info_nce_backward(axes, chunk, kept, cotangents):
+    backward = functools.partial(_backward, axes=axes, chunk=chunk)
+    d_x, d_y, d_scale = _on_every_device(backward, axes, 6, 2, 3)(*kept)
+    by = cotangents[0]
+    ids = np.zeros(kept[2].shape, jax.dtypes.float0)
+    return (by * d_x).astype(d_x.dtype), (by * d_y).astype(d_y.dtype), ids, by * d_scale
+
+
+_info_nce.defvjp(_info_nce_forward, _info_nce_backward)
