@@ -321,7 +321,7 @@ class ModelConfig:
 
 @dataclass(**_OPTIONS)
 class LossConfig:
-    """The objective: bi-directional InfoNCE, or one of `losses.OBJECTIVES`.
+    """The objective: bi-directional InfoNCE, or an alternative of `losses`.
 
     `temperature` is tau, its inverse never exceeds `max_logit_scale`; InfoNCE and sigmoid have one.
     `chunk` rows of logits exist at a time on a device. `sigmoid_bias` is added to sigmoid's logits.

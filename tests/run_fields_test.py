@@ -51,6 +51,8 @@ ELSEWHERE = {
     "eval.batch_size": "test_a_model_computes_in_batches_of_the_size_told",
     "batch_size": "test_the_batch_depends_on",
     "seed": "test_the_batch_depends_on",
+    "micro_batches": "step_test.py",
+    "keep_visual_tokens": "step_test.py",
     "fsdp": "test_fsdp_shapes_the_mesh",
     "init.x_encoder": "initial_test.py",
     "init.predictor": "initial_test.py",

@@ -18,7 +18,7 @@ from jepa_jax.sharding import (
     shard_global_batch,
 )
 from jepa_jax.state import abstract_state, from_items, to_items
-from jepa_jax.train import train_step
+from jepa_jax.step import train_step
 from tests import tiny
 
 # Two texts a clip, one clip a device.

@@ -3,7 +3,8 @@
 Every device keeps its predictions; a block of targets travels round the ring of devices, and with it
 the running log-sum-exp of its columns, so that one trip serves both directions. Logits exist a few
 rows at a time, and the backward pass computes them again instead of keeping them (Inf-CL, arXiv
-2410.17243, does the same for one direction at a time).
+2410.17243, does the same for one direction at a time). One device whose whole batch is no larger than
+a chunk takes the matrix of logits as it is.
 """
 
 import functools
@@ -49,9 +50,26 @@ def info_nce(
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = () if mesh.empty or mesh.size == 1 else tuple(mesh.axis_names)
-    scale = jnp.asarray(logit_scale, jnp.float32)
-    loss, metrics = _info_nce(predicted, target, target_id, scale, axes, chunk)
+    if not axes and len(predicted) <= chunk:
+        loss, metrics = _dense(predicted, target, target_id, logit_scale)
+    else:
+        scale = jnp.asarray(logit_scale, jnp.float32)
+        loss, metrics = _info_nce(predicted, target, target_id, scale, axes, chunk)
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def _dense(predicted, target, target_id, scale):
+    logits = scale * _products(predicted, target)
+    positive = target_id[:, None] == target_id[None, :]
+    # `positive` is symmetric, so one count serves rows and columns, and the mean over the
+    # positives of each row and of each column add up to the same number.
+    weights = positive / jnp.sum(positive, axis=1, keepdims=True)
+    alignment = -jnp.sum(weights * logits) / logits.shape[0]
+    rows = jax.nn.logsumexp(logits, axis=1)
+    columns = jax.nn.logsumexp(logits, axis=0)
+    uniformity = 0.5 * (jnp.mean(rows) + jnp.mean(columns))
+    accuracy = jnp.mean(target_id[jnp.argmax(logits, axis=1)] == target_id)
+    return alignment + uniformity, {"alignment": alignment, "uniformity": uniformity, "accuracy": accuracy}
 
 
 def _on_every_device(function, axes, n_rows: int, n_out_rows: int, n_out: int):
@@ -93,8 +111,14 @@ def _whole(x: jax.Array, rows: int) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:rows]
 
 
+def _product(subscripts: str, x, y):
+    """In float32 throughout: a TPU's default would round the factors to bfloat16, and this is little
+    work beside the model's."""
+    return jnp.einsum(subscripts, x, y, precision="highest", preferred_element_type=jnp.float32)
+
+
 def _products(x, y):
-    return jnp.einsum("BE,CE->BC", x, y, preferred_element_type=jnp.float32)
+    return _product("BE,CE->BC", x, y)
 
 
 def _forward(predicted, target, target_id, scale, *, axes, chunk):
@@ -115,7 +139,7 @@ def _forward(predicted, target, target_id, scale, *, axes, chunk):
             nearest = block["id"][jnp.argmax(logits, axis=1)] == x_id
             rows = (
                 jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1)),
-                positives + jnp.sum(positive, axis=1),
+                positives + jnp.sum(positive, axis=1, dtype=jnp.int32),
                 total + jnp.sum(jnp.where(positive, logits, 0.0), axis=1),
                 jnp.maximum(best, top),
                 jnp.where(top > best, nearest, hit),
@@ -160,8 +184,8 @@ def _backward(predicted, target, target_id, lse, columns, positives, scale, *, a
             towards = jnp.where(x_real[:, None], towards, 0.0) / (b * size)
             d_scale += jnp.sum(towards * products)
             towards = scale * towards
-            d_y += jnp.einsum("BC,BE->CE", towards, x, preferred_element_type=jnp.float32)
-            d_x += jnp.einsum("BC,CE->BE", towards, block["target"], preferred_element_type=jnp.float32)
+            d_y += _product("BC,BE->CE", towards, x)
+            d_x += _product("BC,CE->BE", towards, block["target"])
             return (d_y, d_scale), d_x
 
         (d_y, d_scale), d_x = jax.lax.scan(one_chunk, (block["gradient"], d_scale), (*inputs, d_x))

@@ -18,7 +18,7 @@ from jepa_jax.data import pipeline
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.vl_jepa import VLJEPA, make_y_encoder
 from jepa_jax.models.x_encoder import XEncoder
-from jepa_jax.train import train_step
+from jepa_jax.step import train_step
 from tests import tiny
 
 # What each field is changed to, and what that must change.
@@ -87,11 +87,23 @@ MODEL = {
     "predictor": (tiny.llama(layers=3), "shapes"),
     "y_encoder": (tiny.y_encoder(layers=2), "shapes"),
     "embedding_size": (31, "shapes"),
+    "y_projection": (False, "shapes"),
     "compute_dtype": ("bfloat16", "program"),
     "remat": (True, "program"),
     "scan_layers": (True, "program"),
 }
 LOSS = {"temperature", "learnable_temperature", "max_logit_scale"}
+# Tested in tests/losses: each at a value that is not its default, against the objective's definition.
+OBJECTIVES = {
+    "objective",
+    "chunk",
+    "sigmoid_bias",
+    "variance_weight",
+    "covariance_weight",
+    "sigreg_weight",
+    "sigreg_directions",
+    "sigreg_knots",
+}
 
 
 def cases(config_class, changes):
@@ -230,11 +242,14 @@ def program(config: c.ModelConfig) -> set[str]:
 
 @pytest.mark.parametrize(("name", "value", "kind"), cases(c.ModelConfig, MODEL))
 def test_every_field_of_the_model(name, value, kind):
-    before, after = tiny.model(), tiny.model(**{name: value})
+    # Without its projection the Y-Encoder's own width is that of the shared space.
+    base = {"embedding_size": 17} if name == "y_projection" else {}
+    before, after = tiny.model(**base), tiny.model(**base, **{name: value})
     if kind == "shapes":
         old, new = shapes(whole(before)), shapes(whole(after))
         changed = {key[0] for key in old if old[key] != new.get(key)}
-        assert changed == ({name} if name != "embedding_size" else {"predictor", "y_encoder"})
+        of = {"embedding_size": {"predictor", "y_encoder"}, "y_projection": {"y_encoder"}}
+        assert changed == of.get(name, {name})
         return
     assert kind == "program", f"{kind} field: list it here with what it changes"
     assert shapes(whole(before)) == shapes(whole(after))
@@ -243,8 +258,8 @@ def test_every_field_of_the_model(name, value, kind):
     assert any(marks[name] in line for line in program(after))
 
 
-def test_every_field_of_the_loss_is_tested_below():
-    assert {f.name for f in dataclasses.fields(c.LossConfig)} == LOSS
+def test_no_field_of_the_loss_is_forgotten():
+    assert {f.name for f in dataclasses.fields(c.LossConfig)} == LOSS | OBJECTIVES
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])

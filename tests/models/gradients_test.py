@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="the reference is PyTorch's, of the 
 
 from jepa_jax import config as c
 from jepa_jax.models.vl_jepa import IMAGENET_MEAN, IMAGENET_STD
-from jepa_jax.train import loss_fn
+from jepa_jax.step import loss_fn
 from tests import tiny
 from tests.models import reference
 from tests.weights_conversion import folders
@@ -106,7 +106,9 @@ def test_loss_and_every_gradient_are_the_assembly_s(kind):
     assert [x.shape for x in leaves] == [weights[name].shape for name in names]
     trained = jax.tree.unflatten(treedef, [jax.numpy.asarray(weights[name]) for name in names])
     with jax.default_matmul_precision("highest"):
-        gradient = jax.jit(jax.value_and_grad(lambda t, b: loss_fn(t, state.frozen, graphdef, b)[0]))
+        gradient = jax.jit(
+            jax.value_and_grad(lambda t, b: loss_fn(t, state.frozen, graphdef, b, state.key, config)[0])
+        )
         loss, grads = gradient(trained, batch)
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
     for name, grad in tiny.parameters(grads).items():

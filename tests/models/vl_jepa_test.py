@@ -10,7 +10,7 @@ from flax import nnx
 
 from jepa_jax.config import LearningRateFactors, LossConfig, OptimConfig
 from jepa_jax.models.vl_jepa import VLJEPA, is_trained, normalise_frames, part_of, unit
-from jepa_jax.train import loss_fn, train_step
+from jepa_jax.step import loss_fn, train_step
 from tests import tiny
 
 PARTS = tuple(f.name for f in dataclasses.fields(LearningRateFactors))
@@ -132,7 +132,7 @@ def test_a_frozen_part_gets_no_gradient_and_no_moments(frozen):
     moments = [x for x in jax.tree.leaves(state.optimizer) if x.dtype != jnp.int32]
     assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in trained.values()])
     grads = jax.eval_shape(
-        lambda t, f, batch: jax.grad(loss_fn, has_aux=True)(t, f, graphdef, batch)[0],
+        lambda t, f, batch: jax.grad(loss_fn, has_aux=True)(t, f, graphdef, batch, state.key, config)[0],
         *(state.trained, state.frozen, tiny.batch()),
     )
     assert tiny.parameters(grads).keys() == trained.keys()
@@ -216,6 +216,8 @@ def test_pairs_of_one_clip_share_its_visual_tokens():
     graphdef, state = tiny.state(config)
     batch = jax.tree.map(jnp.asarray, tiny.batch(6, pairs=3))
     apart = batch | {"frames": jnp.repeat(batch["frames"], 3, axis=0)}
-    loss = jax.jit(lambda state, batch: loss_fn(state.trained, state.frozen, graphdef, batch)[0])
+    loss = jax.jit(
+        lambda state, batch: loss_fn(state.trained, state.frozen, graphdef, batch, state.key, config)[0]
+    )
     assert batch["frames"].shape[0] == 2
     tiny.assert_close(loss(state, batch), loss(state, apart), 1e-6)
