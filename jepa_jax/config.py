@@ -324,7 +324,7 @@ class LossConfig:
     """The objective: bi-directional InfoNCE, or an alternative of `losses`.
 
     `temperature` is tau, its inverse never exceeds `max_logit_scale`; InfoNCE and sigmoid have one.
-    `chunk` rows of logits exist at a time on a device. `sigmoid_bias` is added to sigmoid's logits.
+    Logits exist for `chunk` rows (InfoNCE: and columns) at a time on a device. `sigmoid_bias` is added to sigmoid's logits.
     VICReg's weights are relative to its invariance; SIGReg has `sigreg_weight` of the loss, the
     distance of the pairs the rest.
     """

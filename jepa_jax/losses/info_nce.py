@@ -1,8 +1,8 @@
 """InfoNCE, exact over the global batch, in memory that grows with the local batch alone.
 
-Every device keeps its predictions; a block of targets travels round the ring of devices, and with it
-the running log-sum-exp of its columns, so that one trip serves both directions. Logits exist a few
-rows at a time, and the backward pass computes them again instead of keeping them (Inf-CL, arXiv
+Every device keeps its predictions; a piece of its targets at a time travels round the ring of devices,
+and with it the running log-sum-exp of its columns, so that one trip serves both directions. Logits
+exist for a chunk of rows and columns, and the backward pass computes them again instead of keeping them (Inf-CL, arXiv
 2410.17243, does the same for one direction at a time). One device whose whole batch is no larger than
 a chunk takes the matrix of logits as it is.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-# Logits are made for so many predictions at a time, against one device's targets.
+# Logits are made for so many predictions and targets at a time.
 CHUNK = 1024
 
 
@@ -42,7 +42,8 @@ def info_nce(
       predicted: [B, E] unit vectors S^_Y. target: [B, E] unit vectors S_Y.
       target_id: [B] int, equal where the target texts are equal.
       logit_scale: scalar 1 / tau.
-      chunk: rows of logits that exist at a time on a device; any number, whatever B is.
+      chunk: rows and columns of the logits that exist at a time on a device; any number, whatever
+        B is.
 
     Returns:
       The scalar loss, and scalars `alignment`, `uniformity` and `accuracy` (the share of
@@ -125,38 +126,47 @@ def _forward(predicted, target, target_id, scale, *, axes, chunk):
     """Per device: log-sum-exp of its rows and of its targets' columns, the number of each row's
     positives [b]; alignment, uniformity and accuracy of the whole batch."""
     b, size = predicted.shape[0], _ring(axes)
-    xs, ids = _in_chunks(predicted, chunk), _in_chunks(target_id, chunk)
     real = _in_chunks(jnp.ones(b, bool), chunk)
+    ids = _in_chunks(target_id, chunk)
+    xs, ys = (_in_chunks(predicted, chunk), ids, real), (_in_chunks(target, chunk), ids, real)
 
-    def hop(_, carry):
-        rows, block = carry
+    def one_trip(rows, piece):
+        """A piece of every device's targets goes round the ring and comes home."""
+        y, y_id, y_real = piece
 
-        def one_chunk(columns, inputs):
-            x, x_id, x_real, (lse, positives, total, best, hit) = inputs
-            logits = scale * _products(x, block["target"])
-            positive = x_id[:, None] == block["id"][None, :]
-            top = jnp.max(logits, axis=1)
-            nearest = block["id"][jnp.argmax(logits, axis=1)] == x_id
-            rows = (
-                jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1)),
-                positives + jnp.sum(positive, axis=1, dtype=jnp.int32),
-                total + jnp.sum(jnp.where(positive, logits, 0.0), axis=1),
-                jnp.maximum(best, top),
-                jnp.where(top > best, nearest, hit),
-            )
-            logits = jnp.where(x_real[:, None], logits, -jnp.inf)
-            return jnp.logaddexp(columns, jax.nn.logsumexp(logits, axis=0)), rows
+        def hop(_, carry):
+            rows, block = carry
 
-        columns, rows = jax.lax.scan(one_chunk, block["columns"], (xs, ids, real, rows))
-        return rows, _pass_on(block | {"columns": columns}, axes, size)
+            def one_chunk(columns, inputs, block=block):
+                (x, x_id, x_real), (lse, positives, total, best, hit) = inputs
+                logits = scale * _products(x, block["target"])
+                both = x_real[:, None] & y_real[None, :]
+                positive = (x_id[:, None] == block["id"][None, :]) & both
+                logits = jnp.where(both, logits, -jnp.inf)
+                top = jnp.max(logits, axis=1)
+                nearest = block["id"][jnp.argmax(logits, axis=1)] == x_id
+                rows = (
+                    jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1)),
+                    positives + jnp.sum(positive, axis=1, dtype=jnp.int32),
+                    total + jnp.sum(jnp.where(positive, logits, 0.0), axis=1),
+                    jnp.maximum(best, top),
+                    jnp.where(top > best, nearest, hit),
+                )
+                return jnp.logaddexp(columns, jax.nn.logsumexp(logits, axis=0)), rows
+
+            columns, rows = jax.lax.scan(one_chunk, block["columns"], (xs, rows))
+            return rows, _pass_on(block | {"columns": columns}, axes, size)
+
+        block = {"target": y, "id": y_id, "columns": jnp.full(len(y), -jnp.inf, jnp.float32)}
+        rows, block = jax.lax.fori_loop(0, size, hop, (rows, block))
+        return rows, block["columns"]
 
     floor = jnp.full(real.shape, -jnp.inf, jnp.float32)
     zeros = jnp.zeros(real.shape, jnp.float32)
     rows = (floor, jnp.zeros(real.shape, jnp.int32), zeros, floor, jnp.zeros(real.shape, bool))
-    block = {"target": target, "id": target_id, "columns": jnp.full(b, -jnp.inf, jnp.float32)}
-    rows, block = jax.lax.fori_loop(0, size, hop, (rows, block))
+    rows, columns = jax.lax.scan(one_trip, rows, ys)
     lse, positives, total, _, hit = (_whole(x, b) for x in rows)
-    columns = block["columns"]
+    columns = _whole(columns, b)
     mean = lambda x: _sum(jnp.sum(x, dtype=jnp.float32), axes) / (b * size)
     alignment = -mean(total / positives)
     uniformity = 0.5 * (mean(lse) + mean(columns))
@@ -166,42 +176,46 @@ def _forward(predicted, target, target_id, scale, *, axes, chunk):
 def _backward(predicted, target, target_id, lse, columns, positives, scale, *, axes, chunk):
     """Per device: the gradients of the loss, the targets' gathered on the way round."""
     b, size = predicted.shape[0], _ring(axes)
-    inputs = [_in_chunks(x, chunk) for x in (predicted, target_id, lse, positives, jnp.ones(b, bool))]
+    in_chunks = functools.partial(_in_chunks, chunk=chunk)
+    real, ids = in_chunks(jnp.ones(b, bool)), in_chunks(target_id)
+    xs = (in_chunks(predicted), ids, in_chunks(lse), in_chunks(positives), real)
+    ys = (in_chunks(target), ids, in_chunks(columns), real)
 
-    def hop(_, carry):
-        d_x, d_scale, block = carry
+    def one_trip(carry, piece):
+        y, y_id, y_columns, y_real = piece
 
-        def one_chunk(carry, inputs):
-            d_y, d_scale = carry
-            x, x_id, x_lse, x_positives, x_real, d_x = inputs
-            products = _products(x, block["target"])
-            logits = scale * products
-            positive = x_id[:, None] == block["id"][None, :]
-            towards = (
-                0.5 * (jnp.exp(logits - x_lse[:, None]) + jnp.exp(logits - block["columns"][None, :]))
-                - positive / jnp.maximum(x_positives, 1)[:, None]
-            )
-            towards = jnp.where(x_real[:, None], towards, 0.0) / (b * size)
-            d_scale += jnp.sum(towards * products)
-            towards = scale * towards
-            d_y += _product("BC,BE->CE", towards, x)
-            d_x += _product("BC,CE->BE", towards, block["target"])
-            return (d_y, d_scale), d_x
+        def hop(_, carry):
+            d_x, d_scale, block = carry
 
-        (d_y, d_scale), d_x = jax.lax.scan(one_chunk, (block["gradient"], d_scale), (*inputs, d_x))
-        return d_x, d_scale, _pass_on(block | {"gradient": d_y}, axes, size)
+            def one_chunk(carry, inputs, block=block):
+                d_y, d_scale = carry
+                (x, x_id, x_lse, x_positives, x_real), d_x = inputs
+                products = _products(x, block["target"])
+                logits = scale * products
+                positive = x_id[:, None] == block["id"][None, :]
+                towards = (
+                    0.5 * (jnp.exp(logits - x_lse[:, None]) + jnp.exp(logits - block["columns"][None, :]))
+                    - positive / jnp.maximum(x_positives, 1)[:, None]
+                )
+                towards = jnp.where(x_real[:, None] & y_real[None, :], towards, 0.0) / (b * size)
+                d_scale += jnp.sum(towards * products)
+                towards = scale * towards
+                d_y += _product("BC,BE->CE", towards, x)
+                d_x += _product("BC,CE->BE", towards, block["target"])
+                return (d_y, d_scale), d_x
 
-    block = {
-        "target": target,
-        "id": target_id,
-        "columns": columns,
-        "gradient": jnp.zeros(target.shape, jnp.float32),
-    }
-    start = (jnp.zeros(inputs[0].shape, jnp.float32), jnp.zeros((), jnp.float32), block)
-    d_x, d_scale, block = jax.lax.fori_loop(0, size, hop, start)
+            (d_y, d_scale), d_x = jax.lax.scan(one_chunk, (block["gradient"], d_scale), (xs, d_x))
+            return d_x, d_scale, _pass_on(block | {"gradient": d_y}, axes, size)
+
+        block = {"target": y, "id": y_id, "columns": y_columns, "gradient": jnp.zeros(y.shape, jnp.float32)}
+        d_x, d_scale, block = jax.lax.fori_loop(0, size, hop, (*carry, block))
+        return (d_x, d_scale), block["gradient"]
+
+    start = (jnp.zeros(xs[0].shape, jnp.float32), jnp.zeros((), jnp.float32))
+    (d_x, d_scale), d_y = jax.lax.scan(one_trip, start, ys)
     return (
         _whole(d_x, b).astype(predicted.dtype),
-        block["gradient"].astype(target.dtype),
+        _whole(d_y, b).astype(target.dtype),
         _sum(d_scale, axes),
     )
 
