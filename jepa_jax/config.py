@@ -324,9 +324,9 @@ class LossConfig:
     """The objective: bi-directional InfoNCE, or an alternative of `losses`.
 
     `temperature` is tau, its inverse never exceeds `max_logit_scale`; InfoNCE and sigmoid have one.
-    Logits exist for `chunk` rows (InfoNCE: and columns) at a time on a device. `sigmoid_bias` is added to sigmoid's logits.
-    VICReg's weights are relative to its invariance; SIGReg has `sigreg_weight` of the loss, the
-    distance of the pairs the rest.
+    Logits exist for `chunk` rows (InfoNCE: and columns) at a time on a device. `sigmoid_bias` is added
+    to sigmoid's logits. VICReg's weights are relative to its invariance; SIGReg has `sigreg_weight` of
+    the loss, the distance of the pairs the rest.
     """
 
     objective: Literal["info_nce", "sigmoid", "cosine", "l1", "l2", "vicreg", "sigreg"] = "info_nce"

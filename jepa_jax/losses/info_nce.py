@@ -2,9 +2,9 @@
 
 Every device keeps its predictions; a piece of its targets at a time travels round the ring of devices,
 and with it the running log-sum-exp of its columns, so that one trip serves both directions. Logits
-exist for a chunk of rows and columns, and the backward pass computes them again instead of keeping them (Inf-CL, arXiv
-2410.17243, does the same for one direction at a time). One device whose whole batch is no larger than
-a chunk takes the matrix of logits as it is.
+exist for a chunk of rows and columns, and the backward pass computes them again instead of keeping them
+(Inf-CL, arXiv 2410.17243, does the same for one direction at a time). One device whose whole batch is
+no larger than a chunk takes the matrix of logits as it is.
 """
 
 import functools
