@@ -21,6 +21,9 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# What a layer computes again in its backward pass: nothing; norms, activations and rotations; those and
+# the wide products of its MLP; all of it.
+Remat = Literal["none", "elementwise", "mlp", "layer"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -261,7 +264,7 @@ class ModelConfig:
     embedding_size: Positive = 1536
     y_projection: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: bool = True
+    remat: Remat = "layer"
     scan_layers: bool = True
 
     def __post_init__(self):
@@ -314,7 +317,7 @@ class ModelConfig:
             ),
             embedding_size=128,
             compute_dtype="float32",
-            remat=False,
+            remat="none",
             scan_layers=False,
         )
 

@@ -55,7 +55,7 @@ def abstract_module(name: str, config, *, dtype=jnp.float32) -> nnx.Module:
 
 def _make_module(name: str, config, dtype) -> nnx.Module:
     rngs = nnx.Rngs(0)
-    options = {"dtype": dtype, "remat": False, "scan": True, "rngs": rngs}
+    options = {"dtype": dtype, "remat": "none", "scan": True, "rngs": rngs}
     match name:
         case "x_encoder":
             return XEncoder(config, **options)

@@ -2,42 +2,70 @@
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Arrays below this many elements are cheaper to keep whole on every device than to gather.
+# Matrices below this many elements are cheaper to keep whole on every device than to gather.
 _MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
     """Mesh ("data", "fsdp"): `fsdp` devices share each copy of the parameters.
 
+    Neighbours on the torus share a copy. Of several TPU slices, which only the data centre's network
+    joins, each holds whole copies: "data" alone runs across them.
+
     Raises:
-      ValueError: `fsdp` does not divide the number of devices.
+      ValueError: `fsdp` does not divide the number of devices, or of those of a slice.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else list(devices)
     if len(devices) % fsdp:
         raise ValueError(f"fsdp={fsdp} does not divide the {len(devices)} devices of this run")
-    return jax.make_mesh(
-        (len(devices) // fsdp, fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices,
-    )
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    inside = len(devices) // slices
+    if inside % fsdp:
+        raise ValueError(f"fsdp={fsdp} does not divide the {inside} devices of each of {slices} slices")
+    shape, split = (inside // fsdp, fsdp), {"allow_split_physical_axes": True}
+    if slices > 1:
+        places = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices, **split)
+    else:
+        places = mesh_utils.create_device_mesh(shape, devices, **split)
+    return Mesh(places, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def parameter_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """The largest axis that `fsdp` divides is split over it; small arrays stay whole."""
-    candidates = [size for size in shape if size % fsdp == 0]
-    if fsdp == 1 or not candidates or np.prod(shape) < _MIN_SHARDED_SIZE:
+def parameter_spec(
+    shape: tuple[int, ...], fsdp: int, *, stacked: bool = False, table: bool = False
+) -> PartitionSpec:
+    """The largest axis of a matrix that `fsdp` divides is split over it; small arrays stay whole.
+
+    Args:
+      stacked: the first axis counts the layers of a stack. It is not split: each layer runs on all.
+      table: an embedding table, split by columns, so that a row is read where its columns are.
+    """
+    start = int(stacked)
+    matrix = shape[start:]
+    axes = [len(shape) - 1] if table else range(start, len(shape))
+    candidates = [(shape[i], i) for i in axes if shape[i] % fsdp == 0]
+    if fsdp == 1 or not candidates or len(matrix) < 2 or np.prod(matrix) < _MIN_SHARDED_SIZE:
         return PartitionSpec()
-    axis = max((size, i) for i, size in enumerate(shape) if size % fsdp == 0)[1]
-    return PartitionSpec(*[None] * axis, "fsdp")
+    return PartitionSpec(*[None] * max(candidates)[1], "fsdp")
+
+
+def parameter_specs(tree, fsdp: int):
+    """A PartitionSpec per array of a pytree of parameters, or of what an optimizer keeps of them."""
+
+    def spec(path, x) -> PartitionSpec:
+        names = {str(getattr(p, "key", getattr(p, "name", p))) for p in path}
+        table = "token_embedding" in names
+        return parameter_spec(x.shape, fsdp, stacked="stacked" in names, table=table)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 def parameter_shardings(tree, mesh: Mesh):
     """A NamedSharding per array of a pytree of arrays or shape structs."""
-    fsdp = mesh.shape["fsdp"]
-    return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, fsdp)), tree)
+    specs = parameter_specs(tree, mesh.shape["fsdp"])
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +12,75 @@ from jax.sharding import PartitionSpec
 
 from jepa_jax.config import Config
 from jepa_jax.losses import objective
-from jepa_jax.models.vl_jepa import unit
+from jepa_jax.models.sharded import whole
+from jepa_jax.models.vl_jepa import VLJEPA, names_of, unit
 from jepa_jax.optim import learning_rate_schedule, make_optimizer
+from jepa_jax.sharding import parameter_specs
 from jepa_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
 
 
-def embed(
-    trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, batch: Batch
-) -> tuple[jax.Array, jax.Array]:
-    """Both sides of the loss, S^_Y and S_Y before normalisation: two [B, E].
+def _on_every_device(function: Callable, in_specs, out_specs) -> Callable:
+    """Each device runs `function` on its own rows and its own share of every parameter; all that
+    travels is what the function sends. On one device it is the function itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
-    A batch holds `frames`, or in their place `visual`, the tokens of a frozen X-Encoder.
+
+def _specs(trained: nnx.State, frozen: nnx.State):
+    """Where the parameters and the rows of a batch live: three PartitionSpecs or trees of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    fsdp = 1 if mesh.empty else mesh.shape["fsdp"]
+    rows = PartitionSpec(() if mesh.empty else mesh.axis_names)
+    return parameter_specs(trained, fsdp), parameter_specs(frozen, fsdp), rows
+
+
+def _model_maker(trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, dtype) -> Callable:
+    """From a device's share of the parameters to a model to call there.
+
+    Stacks gather a layer at a time and embedding tables are never gathered; the few other matrices
+    are made whole here.
     """
-    model = nnx.merge(graphdef, trained, frozen)
+    shapes = [jax.tree.map(jnp.shape, jax.tree.leaves(tree)) for tree in (trained, frozen)]
+
+    def gathered(tree, shapes):
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        apart = [{"stacked", "token_embedding"} & set(names_of(path)) for path, _ in leaves]
+        return jax.tree.unflatten(
+            treedef,
+            [x if a else whole(x, s, dtype) for (_, x), a, s in zip(leaves, apart, shapes, strict=True)],
+        )
+
+    return lambda *trees: nnx.merge(graphdef, *map(gathered, trees, shapes))
+
+
+def _embed_rows(model: VLJEPA, batch: Batch) -> tuple[jax.Array, jax.Array]:
     visual = batch["visual"] if "visual" in batch else model.encode_frames(batch["frames"])
     # Several pairs of a clip share its visual tokens.
     visual = jnp.repeat(visual, len(batch["query"]) // len(visual), axis=0)
     predicted = model.predictor(visual, batch["query"], batch["query_mask"])
     return predicted, model.y_encoder(batch["target"], batch["target_mask"])
+
+
+def embed(
+    trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, batch: Batch, config: Config
+) -> tuple[jax.Array, jax.Array]:
+    """Both sides of the loss, S^_Y and S_Y before normalisation: two [B, E].
+
+    A batch holds `frames`, or in their place `visual`, the tokens of a frozen X-Encoder.
+    """
+    model = _model_maker(trained, frozen, graphdef, config.model.compute_dtype)
+    here = lambda trained, frozen, batch: _embed_rows(model(trained, frozen), batch)
+    *params, rows = _specs(trained, frozen)
+    return _on_every_device(here, (*params, rows), (rows, rows))(trained, frozen, _rows_of(batch))
+
+
+def _rows_of(batch: Batch) -> Batch:
+    """What the model sees of a batch."""
+    return {name: x for name, x in batch.items() if name != "target_id"}
 
 
 def loss_of_embeddings(
@@ -57,37 +107,9 @@ def loss_fn(
     config: Config,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of a batch, as a function of the parameters that train."""
-    embeddings = embed(trained, frozen, graphdef, batch)
+    embeddings = embed(trained, frozen, graphdef, batch, config)
     scale = (trained if "log_logit_scale" in trained else frozen)["log_logit_scale"][...]
     return loss_of_embeddings(scale, embeddings, batch["target_id"], key, config)
-
-
-def _mesh_axes() -> tuple[tuple[str, ...], int]:
-    """Axes and number of devices of the mesh in context."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return ((), 1) if mesh.empty else (mesh.axis_names, mesh.size)
-
-
-def _pinned(x: jax.Array, *spec) -> jax.Array:
-    axes, _ = _mesh_axes()
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if axes else x
-
-
-def _split(x: jax.Array, pieces: int) -> jax.Array:
-    """[B, ...] -> [pieces, B / pieces, ...], every device cutting up its own rows.
-
-    Which rows come together does not matter to a loss over all of them; moving none does.
-    """
-    axes, devices = _mesh_axes()
-    x = x.reshape(devices, pieces, -1, *x.shape[1:]).swapaxes(0, 1)
-    return _pinned(x.reshape(pieces, -1, *x.shape[3:]), None, axes)
-
-
-def _joined(x: jax.Array) -> jax.Array:
-    """The inverse of `_split`."""
-    axes, devices = _mesh_axes()
-    x = x.reshape(x.shape[0], devices, -1, *x.shape[2:]).swapaxes(0, 1)
-    return _pinned(x.reshape(-1, *x.shape[3:]), axes)
 
 
 def gradients_in_pieces(
@@ -103,33 +125,60 @@ def gradients_in_pieces(
     Every piece is embedded without gradients, the loss is taken over all embeddings at once, and each
     piece is embedded again to carry its share of the gradient to the parameters (GradCache, arXiv
     2101.06983). The negatives are those of the whole batch. Visual tokens of a frozen X-Encoder are kept
-    between the two passes where the configuration says that they fit.
+    between the two passes where the configuration says that they fit. A device cuts up its own rows, and
+    gradients are summed over devices once, after the last piece.
     """
-    pieces = {name: _split(x, config.micro_batches) for name, x in batch.items() if name != "target_id"}
-    x_encoder_frozen = config.optim.factors.x_encoder == 0
-    if x_encoder_frozen and config.keep_visual_tokens and "visual" not in pieces:
-        encode = lambda frames: nnx.merge(graphdef, trained, frozen).encode_frames(frames)
-        pieces["visual"] = jax.lax.map(encode, pieces.pop("frames"))
-    embeddings = jax.lax.map(lambda piece: embed(trained, frozen, graphdef, piece), pieces)
-    embeddings = jax.tree.map(_joined, embeddings)
+    model = _model_maker(trained, frozen, graphdef, config.model.compute_dtype)
+    trained_specs, frozen_specs, rows = _specs(trained, frozen)
+    keep_visual = config.optim.factors.x_encoder == 0 and config.keep_visual_tokens and "visual" not in batch
 
-    scale_state = trained if "log_logit_scale" in trained else frozen
-    loss_gradient = jax.value_and_grad(loss_of_embeddings, argnums=(0, 1), has_aux=True)
-    value, (d_scale, d_embeddings) = loss_gradient(
-        scale_state["log_logit_scale"][...], embeddings, batch["target_id"], key, config
+    def in_pieces(tree):
+        """[b, ...] -> [pieces, b / pieces, ...]. Which rows come together does not matter to a loss
+        over all of them."""
+        return jax.tree.map(lambda x: x.reshape(config.micro_batches, -1, *x.shape[1:]), tree)
+
+    joined = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    def embed_here(trained, frozen, batch):
+        def of_piece(piece):
+            here = model(trained, frozen)
+            visual = {"visual": here.encode_frames(piece["frames"])} if keep_visual else {}
+            return _embed_rows(here, piece | visual), visual
+
+        return joined(jax.lax.map(of_piece, in_pieces(batch)))
+
+    def gradients_here(trained, frozen, batch, cotangents):
+        def add_piece(total, inputs):
+            piece, cotangents = inputs
+            _, pull_back = jax.vjp(lambda t: _embed_rows(model(t, frozen), piece), trained)
+            return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
+
+        zeros = jax.tree.map(jnp.zeros_like, trained)
+        total, _ = jax.lax.scan(add_piece, zeros, in_pieces((batch, cotangents)))
+        return jax.tree.map(_sum_over_the_others, total, trained_specs)
+
+    params = (trained_specs, frozen_specs)
+    features = _rows_of(batch)
+    run = _on_every_device(embed_here, (*params, rows), ((rows, rows), rows))
+    embeddings, visual = run(trained, frozen, features)
+    scale = (trained if "log_logit_scale" in trained else frozen)["log_logit_scale"][...]
+    value, (d_scale, d_embeddings) = jax.value_and_grad(loss_of_embeddings, argnums=(0, 1), has_aux=True)(
+        scale, embeddings, batch["target_id"], key, config
     )
-
-    def add_piece(total, inputs):
-        piece, cotangents = inputs
-        _, pull_back = jax.vjp(lambda t: embed(t, frozen, graphdef, piece), trained)
-        return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
-
-    d_pieces = jax.tree.map(lambda x: _split(x, config.micro_batches), d_embeddings)
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    grads, _ = jax.lax.scan(add_piece, zeros, (pieces, d_pieces))
+    if keep_visual:
+        features.pop("frames")
+    run = _on_every_device(gradients_here, (*params, rows, rows), trained_specs)
+    grads = run(trained, frozen, features | visual, d_embeddings)
     if "log_logit_scale" in trained:
         grads["log_logit_scale"][...] = grads["log_logit_scale"][...] + d_scale
     return value, grads
+
+
+def _sum_over_the_others(grad: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """A gradient's sum over the devices that hold the same share of the parameter."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [] if mesh.empty or mesh.size == 1 else [axis for axis in mesh.axis_names if axis not in spec]
+    return jax.lax.psum(grad, axes) if axes else grad
 
 
 def train_step(

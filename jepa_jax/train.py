@@ -52,9 +52,10 @@ def open_data(config: Config, mesh: Mesh):
     Raises:
       ValueError: batch, mesh, data and tokenizers do not fit together.
     """
-    if config.batch_size % mesh.size:
+    if config.batch_size % (mesh.size * config.micro_batches):
+        pieces = f" times {config.micro_batches} micro_batches" if config.micro_batches > 1 else ""
         raise ValueError(
-            f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices"
+            f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices{pieces}"
         )
     tokenizers = load_tokenizers(config)
     several = len(config.data.length_buckets) > 1  # only then are the lengths of all texts needed

@@ -85,7 +85,7 @@ def test_what_no_parameter_depends_on_may_differ(folders):
         x_encoder=tiny.x_encoder(image_size=70),
         predictor=tiny.llama(causal=True),
         compute_dtype="bfloat16",
-        remat=True,
+        remat="layer",
         scan_layers=True,
     )
     named = {name: str(folders[name][0]) for name in ("x_encoder", "predictor")}

@@ -28,7 +28,7 @@ MODEL = tiny.model(
     x_encoder=tiny.x_encoder(width=48, mlp_width=192),
     predictor=tiny.llama(width=64, mlp_width=136, vocab_size=264),
     y_encoder=tiny.y_encoder(width=56, mlp_width=152, vocab_size=304),
-    remat=True,
+    remat="layer",
     scan_layers=True,
 )
 CONFIG = tiny.run_config(
@@ -139,10 +139,10 @@ def test_a_checkpoint_s_items_are_the_whole_state():
         ((128, 128), 4, (None, "fsdp")),
         # None divides.
         ((257, 131), 4, ()),
-        # 2 ** 14 elements are split, fewer are not worth it.
+        # 2 ** 14 elements are split, fewer are not worth it; vectors never are.
         ((128, 128), 2, (None, "fsdp")),
         ((128, 126), 2, ()),
-        ((2**14,), 2, ("fsdp",)),
+        ((2**16,), 2, ()),
         # One device for each copy, scalars.
         ((256, 128), 1, ()),
         ((), 8, ()),
@@ -150,6 +150,26 @@ def test_a_checkpoint_s_items_are_the_whole_state():
 )
 def test_the_largest_axis_that_divides_is_split(shape, fsdp, spec):
     assert parameter_spec(shape, fsdp) == PartitionSpec(*spec)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fsdp", "spec"),
+    [
+        # The stack's own axis, however large, is not one to split, and its layers count singly.
+        ((512, 128, 256), 4, (None, None, "fsdp")),
+        ((512, 256, 129), 4, (None, "fsdp")),
+        ((512, 64, 128), 4, ()),
+        ((4, 2**16), 4, ()),
+    ],
+)
+def test_layers_of_a_stack_are_split_singly(shape, fsdp, spec):
+    assert parameter_spec(shape, fsdp, stacked=True) == PartitionSpec(*spec)
+
+
+def test_embedding_tables_are_split_by_columns():
+    assert parameter_spec((2048, 64), 4, table=True) == PartitionSpec(None, "fsdp")
+    assert parameter_spec((2048, 65), 5, table=True) == PartitionSpec(None, "fsdp")
+    assert parameter_spec((2048, 65), 4, table=True) == PartitionSpec()
 
 
 def test_parameters_are_split_over_fsdp_and_batches_over_everything():

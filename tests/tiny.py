@@ -77,7 +77,7 @@ def model(**changes) -> c.ModelConfig:
         y_encoder=y_encoder(),
         embedding_size=23,
         compute_dtype="float32",
-        remat=False,
+        remat="none",
         scan_layers=False,
     )
     return dataclasses.replace(base, **changes)
@@ -85,7 +85,7 @@ def model(**changes) -> c.ModelConfig:
 
 def options(**changes) -> dict:
     """How a part runs: float32, one layer after the other."""
-    return {"dtype": jnp.float32, "remat": False, "scan": False, "rngs": nnx.Rngs(0)} | changes
+    return {"dtype": jnp.float32, "remat": "none", "scan": False, "rngs": nnx.Rngs(0)} | changes
 
 
 def names(path) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ config = Config(
         ),
         embedding_size=16,
         compute_dtype="float32",
-        remat=False,
+        remat="none",
         scan_layers=False,
     ),
     optim=OptimConfig(

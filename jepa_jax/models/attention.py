@@ -1,39 +1,15 @@
-"""Scaled dot-product attention: one entry point for every part of the model."""
+"""Scaled dot-product attention: one entry point for every part of the model, and its back ends."""
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from jepa_jax.models.attention_cpu import blockwise_attention
+from jepa_jax.models.attention_tpu import splash_attention
+from jepa_jax.models.sharded import device_platform, is_local
 
-def attention_mask(
-    length: int,
-    *,
-    valid: jax.Array | None = None,
-    window: int | None = None,
-    causal: bool = False,
-) -> jax.Array | None:
-    """Which keys each query may see.
-
-    Args:
-      length: L, positions of queries and keys alike.
-      valid: [B, L] bool, False where a key is padding.
-      window: see only |i - j| <= window positions.
-      causal: see only keys j <= i.
-
-    Returns:
-      Bool, broadcastable to [B, L, L] (queries, keys); None where everything is visible.
-    """
-    mask = None
-    if causal or window is not None:
-        distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
-        mask = jnp.ones((length, length), bool)
-        if causal:
-            mask &= distance >= 0
-        if window is not None:
-            mask &= jnp.abs(distance) <= window
-        mask = mask[None]
-    if valid is not None:
-        mask = valid[:, None, :] if mask is None else mask & valid[:, None, :]
-    return mask
+# From so many positions on, a kernel that keeps the logits in fast memory is worth its set-up.
+_MIN_LENGTH = {"tpu": 128, "gpu": 128, "cpu": 512}
 
 
 def attention(
@@ -41,28 +17,100 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    window: int | None = None,
+    everywhere: jax.Array | None = None,
+    causal: bool = False,
     scale: float | None = None,
 ) -> jax.Array:
     """Grouped-query attention with a float32 softmax.
 
-    Query heads are folded into the rows of one matrix product per key-value head: keys and values
-    are never repeated, and XLA's CPU matrix products run about a third faster than with the heads
-    kept apart.
-
     Args:
       q: [B, L, K, A]. k, v: [B, L, G, A] with G dividing K.
-      mask: bool, broadcastable to [B, L, L], or None. A query that may see nothing gets the mean
-        of all values: finite, and for the caller to ignore.
+      valid: [B, L] bool, False where a key is padding. What comes out at padding is finite and for
+        the caller to ignore.
+      window: see only |i - j| <= window positions.
+      everywhere: scalar bool, traced: the window does not hold in this layer.
+      causal: see only keys j <= i.
       scale: factor on the logits, by default A ** -0.5.
 
     Returns:
       [B, L, K, A] in the type of `q`.
     """
+    length = q.shape[1]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if window is not None and length <= window + 1:
+        window = everywhere = None  # it holds all there is
+    backend = choose_backend(length, q.shape[-1], q.dtype)
+    if backend == "xla":
+        mask = attention_mask(length, valid=valid, window=window, everywhere=everywhere, causal=causal)
+        return checkpoint_name(_xla_attention(q, k, v, mask, scale), "attention")
+    kernel = {"splash": splash_attention, "blockwise": blockwise_attention, "cudnn": _cudnn_attention}[
+        backend
+    ]
+
+    def run(window):
+        return lambda q, k, v: kernel(q, k, v, valid, window=window, causal=causal, scale=scale)
+
+    # Kernels are built for one mask: a stack whose layers differ runs one of two.
+    out = (
+        run(window)(q, k, v)
+        if everywhere is None
+        else jax.lax.cond(everywhere, run(None), run(window), q, k, v)
+    )
+    # Splash names its own results, of which the log-sum-exp is one.
+    return out if backend == "splash" else checkpoint_name(out, "attention")
+
+
+def choose_backend(length: int, head_size: int, dtype) -> str:
+    """The one place that decides: "splash", "cudnn", "blockwise" or "xla".
+
+    Short sequences are XLA's own, and so are arrays that the compiler splits over devices: the
+    kernels are for what one device holds.
+    """
+    platform = device_platform()
+    if length < _MIN_LENGTH.get(platform, length + 1) or not is_local():
+        return "xla"
+    if platform == "tpu":
+        return "splash"
+    if platform == "cpu":
+        return "blockwise"
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if half and head_size % 8 == 0 and head_size <= 128 else "xla"
+
+
+def attention_mask(
+    length: int,
+    *,
+    valid: jax.Array | None = None,
+    window: int | None = None,
+    everywhere: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array | None:
+    """Which keys each query may see: bool, broadcastable to [B, L, L] (queries, keys); None where
+    everything is visible. The arguments are `attention`'s."""
+    mask = None
+    if causal or window is not None:
+        distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+        mask = jnp.ones((length, length), bool)
+        if window is not None:
+            mask = jnp.abs(distance) <= window
+            mask = mask if everywhere is None else mask | everywhere
+        if causal:
+            mask &= distance >= 0
+        mask = mask[None]
+    if valid is not None:
+        mask = valid[:, None, :] if mask is None else mask & valid[:, None, :]
+    return mask
+
+
+def _xla_attention(q, k, v, mask, scale: float) -> jax.Array:
+    """Query heads are folded into the rows of one matrix product per key-value head: keys and values
+    are never repeated, and XLA's CPU matrix products run about a third faster than with the heads
+    kept apart. A query that may see nothing gets the mean of all values."""
     b, length, heads, a = q.shape
     groups = k.shape[2]
     fold = heads // groups
-    scale = a**-0.5 if scale is None else scale
     q = (q * scale).reshape(b, length, groups, fold, a).transpose(0, 2, 3, 1, 4)
     q = q.reshape(b, groups, fold * length, a)
     logits = jnp.einsum("BGRA,BGLA->BGRL", q, k.transpose(0, 2, 1, 3)).astype(jnp.float32)
@@ -73,3 +121,19 @@ def attention(
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("BGRL,BGLA->BGRA", weights, v.transpose(0, 2, 1, 3))
     return out.reshape(b, groups, fold, length, a).transpose(0, 3, 1, 2, 4).reshape(b, length, heads, a)
+
+
+def _cudnn_attention(q, k, v, valid, *, window: int | None, causal: bool, scale: float) -> jax.Array:
+    """cuDNN's fused kernel, through JAX; keys that are padding stand on the right."""
+    lengths = None if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        is_causal=causal,
+        local_window_size=None if window is None else (window, 0 if causal else window),
+        key_value_seq_lengths=lengths,
+        query_seq_lengths=lengths,
+        implementation="cudnn",
+    )

@@ -3,12 +3,15 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from jepa_jax.config import BertConfig
-from jepa_jax.models.attention import attention, attention_mask
-from jepa_jax.models.layers import Stack, layer_norm, linear, residual_gain
+from jepa_jax.config import BertConfig, Remat
+from jepa_jax.models.attention import attention
+from jepa_jax.models.layers import Stack, attention_inputs, layer_norm, linear, residual, residual_gain
+from jepa_jax.models.sharded import lookup
 from jepa_jax.models.y_encoder import YEncoder
 
 
@@ -32,8 +35,11 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, mask, _) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
         q, k, v = (f(x).reshape(*x.shape[:2], self.heads, -1) for f in (self.query, self.key, self.value))
-        x = self.norm1(x + self.out(attention(q, k, v, mask=mask).reshape(x.shape)))
-        return self.norm2(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
+        x = residual(
+            self.norm1(x + self.out(attention(*attention_inputs(q, k, v), valid=mask).reshape(x.shape)))
+        )
+        y = checkpoint_name(self.up(x), "mlp")
+        return self.norm2(x + self.down(jax.nn.gelu(y, approximate=False)))
 
 
 class Bert(YEncoder):
@@ -45,7 +51,7 @@ class Bert(YEncoder):
         embedding_size: int | None,
         *,
         dtype,
-        remat: bool,
+        remat: Remat,
         scan: bool,
         rngs: nnx.Rngs,
     ):
@@ -59,6 +65,7 @@ class Bert(YEncoder):
         self.blocks = Stack(
             lambda r: Block(config, dtype=dtype, rngs=r),
             config.layers,
+            dtype=dtype,
             remat=remat,
             scan=scan,
             rngs=rngs,
@@ -78,9 +85,11 @@ class Bert(YEncoder):
             raise ValueError(
                 f"{length} tokens, but this BERT has positions for {self.config.max_length}: cut the texts"
             )
-        x = self.token_embedding[...][tokens] + self.position_embedding[...][:length]
-        x = self.embedding_norm((x + self.type_embedding[...][0]).astype(self.dtype))
-        return x, attention_mask(length, valid=mask)
+        # The three are added in float32, as in the reference.
+        x = lookup(self.token_embedding[...], tokens, self.config.width, jnp.float32)
+        x = x + self.position_embedding[...][:length] + self.type_embedding[...][0]
+        x = self.embedding_norm(x.astype(self.dtype))
+        return x, mask
 
     def hidden_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Token states of the last block: [B, L] int32, [B, L] bool -> [B, L, D]."""

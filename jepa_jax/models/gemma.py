@@ -7,18 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jepa_jax.config import YEncoderConfig
-from jepa_jax.models.attention import attention, attention_mask
+from jepa_jax.config import Remat, YEncoderConfig
+from jepa_jax.models.attention import attention
 from jepa_jax.models.layers import (
     GatedMLP,
     RMSNorm,
     Stack,
+    attention_inputs,
     linear,
+    residual,
     residual_gain,
     rope_frequencies,
     rope_table,
     rotate_halves,
 )
+from jepa_jax.models.sharded import lookup
 from jepa_jax.models.y_encoder import YEncoder
 
 
@@ -44,18 +47,18 @@ class Block(nnx.Module):
         self.norm_after_mlp = norm(config.width, gain=gain)
         self.head_size = config.head_size
         self.scale = config.query_scalar**-0.5
+        self.window = config.window
 
     def __call__(self, x: jax.Array, context, is_full) -> jax.Array:
-        """[B, L, D] -> [B, L, D]; `context` has masks and rotary tables, (sliding, full) each."""
-        masks, tables = context
-        mask = jnp.where(is_full, masks[1], masks[0])
+        """[B, L, D] -> [B, L, D]; `context` is (valid, rotary tables of sliding and full layers)."""
+        valid, tables = context
         table = [jnp.where(is_full, full, sliding) for sliding, full in zip(*tables, strict=True)]
         y = self.norm_before_attention(x)
         q, k, v = (f(y).reshape(*y.shape[:2], -1, self.head_size) for f in (self.query, self.key, self.value))
-        q = rotate_halves(self.query_norm(q), table)
-        k = rotate_halves(self.key_norm(k), table)
-        y = self.out(attention(q, k, v, mask=mask, scale=self.scale).reshape(*x.shape[:2], -1))
-        x = x + self.norm_after_attention(y)
+        q, k = (rotate_halves(norm(y), table) for norm, y in ((self.query_norm, q), (self.key_norm, k)))
+        q, k, v = attention_inputs(q, k, v)
+        y = attention(q, k, v, valid=valid, window=self.window, everywhere=is_full, scale=self.scale)
+        x = residual(x + self.norm_after_attention(self.out(y.reshape(*x.shape[:2], -1))))
         return x + self.norm_after_mlp(self.mlp(self.norm_before_mlp(x)))
 
 
@@ -68,7 +71,7 @@ class Gemma(YEncoder):
         embedding_size: int | None,
         *,
         dtype,
-        remat: bool,
+        remat: Remat,
         scan: bool,
         rngs: nnx.Rngs,
     ):
@@ -78,6 +81,7 @@ class Gemma(YEncoder):
         self.blocks = Stack(
             lambda r: Block(config, dtype=dtype, rngs=r),
             config.layers,
+            dtype=dtype,
             remat=remat,
             scan=scan,
             rngs=rngs,
@@ -87,23 +91,19 @@ class Gemma(YEncoder):
         self.dtype = dtype
 
     def embed(self, tokens: jax.Array, mask: jax.Array):
-        """What the blocks take: token embeddings [B, L, D], (masks, rotary tables), and per layer
+        """What the blocks take: token embeddings [B, L, D], (mask, rotary tables), and per layer
         whether it sees everything."""
         config = self.config
         length = tokens.shape[1]
         # The factor is rounded to the compute type, as in the reference.
         factor = jnp.asarray(config.width**0.5, self.dtype)
-        x = self.token_embedding[...].astype(self.dtype)[tokens] * factor
-        masks = (
-            attention_mask(length, valid=mask, window=config.window),
-            attention_mask(length, valid=mask),
-        )
+        x = lookup(self.token_embedding[...], tokens, config.width, self.dtype) * factor
         tables = tuple(
             rope_table(length, rope_frequencies(config.head_size, theta))
             for theta in (config.rope_theta_sliding, config.rope_theta_full)
         )
         is_full = np.arange(1, config.layers + 1) % config.full_every == 0
-        return x, (masks, tables), is_full
+        return x, (mask, tables), is_full
 
     def hidden_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Token states after the final norm: [B, L] int32, [B, L] bool -> [B, L, D]."""

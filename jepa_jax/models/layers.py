@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 
-from jepa_jax.config import RopeScaling
+from jepa_jax.config import Remat, RopeScaling
+from jepa_jax.models.sharded import device_platform, shard_batch, whole
 
 
 class RMSNorm(nnx.Module):
@@ -46,6 +47,16 @@ def linear(
     return nnx.Linear(d_in, d_out, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
 
 
+def attention_inputs(*arrays: jax.Array) -> list[jax.Array]:
+    """Queries, keys and values, named for what a remat policy may keep."""
+    return [checkpoint_name(x, "attention_inputs") for x in arrays]
+
+
+def residual(x: jax.Array) -> jax.Array:
+    """The stream between attention and MLP, named for what a remat policy may keep."""
+    return checkpoint_name(x, "residual")
+
+
 def residual_gain(layers: int) -> float:
     """Initial gain of what a block adds to the residual stream, two additions a layer: the sum then
     starts as large as its input, however deep the stack (GPT-2's rule)."""
@@ -73,7 +84,8 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, up = (checkpoint_name(f(x), "mlp") for f in (self.gate, self.up))
+        return self.down(self.activation(gate) * up)
 
 
 def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
@@ -99,43 +111,52 @@ def rope_table(length: int, frequencies: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def _apply_rotation(x, partner, table):
-    """x * cos + partner * sin over heads, in float32: [B, L, K, A]."""
+def _rotate(x, table, partner_of):
+    """x * cos + partner * sin over heads, in float32: [B, L, K, A].
+
+    On a TPU the partner comes from a product with a matrix of 0, 1 and -1, which is exact: moving
+    single lanes about costs several passes over memory, a small product none beyond its own.
+    """
     cos, sin = (jnp.asarray(t)[:, None, :] for t in table)
-    return (x.astype(jnp.float32) * cos + partner.astype(jnp.float32) * sin).astype(x.dtype)
+    if device_platform() == "tpu":
+        matrix = partner_of(np.eye(x.shape[-1], dtype=np.float32))
+        exact = "highest" if x.dtype == jnp.float32 else None
+        partner = jnp.einsum(
+            "BLKA,AC->BLKC", x, matrix.astype(x.dtype), precision=exact, preferred_element_type=jnp.float32
+        )
+    else:
+        partner = partner_of(x).astype(jnp.float32)
+    return (x.astype(jnp.float32) * cos + partner * sin).astype(x.dtype)
 
 
 def rotate_halves(x: jax.Array, table) -> jax.Array:
     """Rotary positions with pairs (i, i + A/2), as Llama and Gemma: [B, L, K, A] -> the same."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return _apply_rotation(x, jnp.concatenate([-second, first], axis=-1), table)
+
+    def partner(x):
+        first, second = jnp.split(x, 2, axis=-1)
+        return jnp.concatenate([-second, first], axis=-1)
+
+    return _rotate(x, table, partner)
 
 
 def rotate_neighbours(x: jax.Array, table) -> jax.Array:
     """Rotary positions with pairs (2i, 2i + 1), as V-JEPA 2: [B, L, K, A] -> the same."""
-    even = np.arange(x.shape[-1]) % 2 == 0
-    partner = jnp.where(even, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
-    return _apply_rotation(x, partner, table)
+
+    def partner(x):
+        even = np.arange(x.shape[-1]) % 2 == 0
+        return jnp.where(even, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+
+    return _rotate(x, table, partner)
 
 
-def shard_batch(x: jax.Array) -> jax.Array:
-    """Pin the first axis of an activation to every axis of the mesh in context.
-
-    Without the pin the compiler may choose to replicate activations, which at the paper's batch
-    costs hundreds of gigabytes a chip. With no mesh in context this does nothing.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
-
-
-def _gather(params):
-    """Every device gets the whole of one layer's parameters, inside the rematerialised body: the
-    gathered copy of a layer lives only while that layer runs."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return params
-    return jax.tree.map(lambda p: jax.lax.with_sharding_constraint(p, PartitionSpec()), params)
+# What a layer keeps for its backward pass, by the names given with `checkpoint_name`. "attention" are
+# the results of attention, "attention_inputs" its rotated queries, keys and values, "residual" the
+# stream between attention and MLP, "mlp" the wide products of the MLP.
+_KEPT = {
+    "elementwise": ("attention", "attention_inputs", "residual", "mlp"),
+    "mlp": ("attention", "attention_inputs", "residual"),
+    "layer": (),
+}
 
 
 class Stack(nnx.Module):
@@ -146,15 +167,26 @@ class Stack(nnx.Module):
         make_layer: Callable[[nnx.Rngs], nnx.Module],
         layers: int,
         *,
-        remat: bool,
+        dtype,
+        remat: Remat,
         scan: bool,
         rngs: nnx.Rngs,
     ):
         create = nnx.vmap(make_layer, in_axes=0, out_axes=0)
         self.stacked = create(nnx.Rngs(params=jax.random.split(rngs.params(), layers)))
+        # Of one whole layer: under `shard_map` the arrays are shares.
+        self.shapes = tuple(x.shape[1:] for x in jax.tree.leaves(self.stacked))
         self.layers = layers
+        self.dtype = dtype
         self.remat = remat
         self.scan = scan
+
+    def _gather(self, layer):
+        """The whole of one layer's parameters, inside the rematerialised body: the gathered copy
+        lives only while that layer runs."""
+        leaves, treedef = jax.tree.flatten(layer)
+        pairs = zip(leaves, self.shapes, strict=True)
+        return jax.tree.unflatten(treedef, [whole(x, shape, self.dtype) for x, shape in pairs])
 
     def __call__(self, x: jax.Array, context=None, per_layer: np.ndarray | None = None):
         """Run all layers in order.
@@ -170,10 +202,12 @@ class Stack(nnx.Module):
         per_layer = np.zeros(self.layers) if per_layer is None else np.asarray(per_layer)
 
         def body(x, layer, flag):
-            return shard_batch(_gather(layer)(x, context, flag))
+            return shard_batch(self._gather(layer)(x, context, flag))
 
-        if self.remat:
-            body = jax.checkpoint(body)
+        if self.remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(*_KEPT[self.remat])
+            # Under a scan nothing could merge the two passes; the barrier would only hinder fusion.
+            body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)
         if self.scan:
             step = lambda x, inputs: (body(x, *inputs), None)
             return jax.lax.scan(step, shard_batch(x), (self.stacked, per_layer))[0]

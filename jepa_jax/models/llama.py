@@ -8,18 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jepa_jax.config import LlamaConfig
-from jepa_jax.models.attention import attention, attention_mask
+from jepa_jax.config import LlamaConfig, Remat
+from jepa_jax.models.attention import attention
 from jepa_jax.models.layers import (
     GatedMLP,
     RMSNorm,
     Stack,
+    attention_inputs,
     linear,
+    residual,
     residual_gain,
     rope_frequencies,
     rope_table,
     rotate_halves,
 )
+from jepa_jax.models.sharded import lookup
 
 
 class Block(nnx.Module):
@@ -36,25 +39,28 @@ class Block(nnx.Module):
         self.norm2 = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = GatedMLP(config.width, config.mlp_width, jax.nn.silu, gain=gain, dtype=dtype, rngs=rngs)
         self.head_size = config.head_size
+        self.causal = config.causal
 
     def __call__(self, x: jax.Array, context, _) -> jax.Array:
-        """[B, L, D] -> [B, L, D]; `context` is (mask, rotary table)."""
-        mask, table = context
+        """[B, L, D] -> [B, L, D]; `context` is (valid, rotary table)."""
+        valid, table = context
         y = self.norm1(x)
         q, k, v = (f(y).reshape(*y.shape[:2], -1, self.head_size) for f in (self.query, self.key, self.value))
-        y = attention(rotate_halves(q, table), rotate_halves(k, table), v, mask=mask)
-        x = x + self.out(y.reshape(*x.shape[:2], -1))
+        q, k, v = attention_inputs(rotate_halves(q, table), rotate_halves(k, table), v)
+        y = attention(q, k, v, valid=valid, causal=self.causal)
+        x = residual(x + self.out(y.reshape(*x.shape[:2], -1)))
         return x + self.mlp(self.norm2(x))
 
 
 class Llama(nnx.Module):
     """A stack of Llama blocks and the final norm: embeddings in, hidden states out."""
 
-    def __init__(self, config: LlamaConfig, *, dtype, remat: bool, scan: bool, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, dtype, remat: Remat, scan: bool, rngs: nnx.Rngs):
         self.config = config
         self.blocks = Stack(
             lambda r: Block(config, dtype=dtype, rngs=r),
             config.layers,
+            dtype=dtype,
             remat=remat,
             scan=scan,
             rngs=rngs,
@@ -62,11 +68,10 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
 
     def context(self, length: int, valid: jax.Array):
-        """What every block is given: the mask and the rotary table of positions 0..L-1."""
+        """What every block is given: `valid`, and the rotary table of positions 0..L-1."""
         config = self.config
         frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
-        mask = attention_mask(length, valid=valid, causal=config.causal)
-        return mask, rope_table(length, frequencies)
+        return valid, rope_table(length, frequencies)
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         """Hidden states after the final norm.
@@ -100,11 +105,12 @@ class LanguageModel(nnx.Module):
         head: Literal["tied", "own"] | None,
         *,
         dtype,
-        remat: bool,
+        remat: Remat,
         scan: bool,
         rngs: nnx.Rngs,
     ):
         self.token_embedding = token_embedding(config, rngs=rngs)
+        self.width = config.width
         self.llama = Llama(config, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
         self.output = (
             linear(config.width, config.vocab_size, dtype=dtype, rngs=rngs) if head == "own" else None
@@ -113,7 +119,8 @@ class LanguageModel(nnx.Module):
 
     def hidden_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D]."""
-        return self.llama(self.token_embedding[...].astype(self.dtype)[tokens], mask)
+        x = lookup(self.token_embedding[...], tokens, self.width, self.dtype)
+        return self.llama(x, mask)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Logits of the next token: [B, L] int32, [B, L] bool -> [B, L, V] float32."""

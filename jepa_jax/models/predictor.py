@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jepa_jax.config import LlamaConfig
+from jepa_jax.config import LlamaConfig, Remat
 from jepa_jax.models.layers import linear, masked_mean
 from jepa_jax.models.llama import Llama, token_embedding
+from jepa_jax.models.sharded import lookup
 
 
 class Predictor(nnx.Module):
@@ -19,11 +20,12 @@ class Predictor(nnx.Module):
         embedding_size: int,
         *,
         dtype,
-        remat: bool,
+        remat: Remat,
         scan: bool,
         rngs: nnx.Rngs,
     ):
         self.token_embedding = token_embedding(config, rngs=rngs)
+        self.width = config.width
         self.visual_projection = linear(visual_width, config.width, bias=True, dtype=dtype, rngs=rngs)
         self.llama = Llama(config, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
         self.output_projection = linear(config.width, embedding_size, bias=True, dtype=dtype, rngs=rngs)
@@ -42,7 +44,7 @@ class Predictor(nnx.Module):
         Returns:
           [B, E].
         """
-        tokens = self.token_embedding[...].astype(self.dtype)[query]
+        tokens = lookup(self.token_embedding[...], query, self.width, self.dtype)
         x = jnp.concatenate([self.visual_projection(visual), tokens], axis=1)
         seen = jnp.ones(visual.shape[:2], bool)
         valid = jnp.concatenate([seen, query_mask], axis=1)

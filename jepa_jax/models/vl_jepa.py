@@ -75,9 +75,14 @@ class VLJEPA(nnx.Module):
         return unit(self.y_encoder(tokens, mask))
 
 
+def names_of(path: tuple) -> list[str]:
+    """A pytree path as plain names."""
+    return [str(getattr(p, "key", getattr(p, "name", p))) for p in path]
+
+
 def part_of(path: tuple) -> str:
     """The part, a field of `LearningRateFactors`, that a parameter belongs to."""
-    names = [str(getattr(p, "key", getattr(p, "name", p))) for p in path]
+    names = names_of(path)
     if names[0] == "x_encoder":
         return "x_encoder"
     if names[0] == "log_logit_scale" or names[1].endswith("_projection"):

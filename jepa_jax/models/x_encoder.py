@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from jepa_jax.config import XEncoderConfig
+from jepa_jax.config import Remat, XEncoderConfig
 from jepa_jax.models.attention import attention
 from jepa_jax.models.layers import (
     Stack,
+    attention_inputs,
     layer_norm,
     linear,
+    residual,
     residual_gain,
     rope_frequencies,
     rotate_neighbours,
@@ -68,22 +71,23 @@ class Block(nnx.Module):
         """[B, N, D] -> [B, N, D]; `table` is `position_table`'s."""
         y = self.norm1(x)
         q, k, v = (f(y).reshape(*y.shape[:2], -1, self.head_size) for f in (self.query, self.key, self.value))
-        y = attention(rotate_neighbours(q, table), rotate_neighbours(k, table), v)
-        x = x + self.out(y.reshape(x.shape))
-        y = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
-        return x + self.down(y)
+        q, k, v = attention_inputs(rotate_neighbours(q, table), rotate_neighbours(k, table), v)
+        x = residual(x + self.out(attention(q, k, v).reshape(x.shape)))
+        y = checkpoint_name(self.up(self.norm2(x)), "mlp")
+        return x + self.down(jax.nn.gelu(y, approximate=False))
 
 
 class XEncoder(nnx.Module):
     """V-JEPA 2 encoder."""
 
-    def __init__(self, config: XEncoderConfig, *, dtype, remat: bool, scan: bool, rngs: nnx.Rngs):
+    def __init__(self, config: XEncoderConfig, *, dtype, remat: Remat, scan: bool, rngs: nnx.Rngs):
         self.config = config
         patch = config.tubelet_size * config.patch_size**2 * 3
         self.patch_embedding = linear(patch, config.width, bias=True, dtype=dtype, rngs=rngs)
         self.blocks = Stack(
             lambda r: Block(config, dtype=dtype, rngs=r),
             config.layers,
+            dtype=dtype,
             remat=remat,
             scan=scan,
             rngs=rngs,

@@ -1,21 +1,32 @@
-"""Attention and its masks against the textbook."""
+"""Attention and its masks against the textbook, in every back end that runs here."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
 
-from jepa_jax.models.attention import attention, attention_mask
+from jepa_jax.models import attention as entry
+from jepa_jax.models import attention_cpu
+from jepa_jax.models.attention import attention, attention_mask, choose_backend
+from jepa_jax.models.attention_cpu import blockwise_attention
+from jepa_jax.models.attention_tpu import splash_attention
+from jepa_jax.sharding import make_mesh
 from tests import tiny
 
 B, L, K, G, A = 2, 11, 6, 3, 7
+# Longer than one tile of the TPU's kernel and than two blocks of the CPU's, and no multiple of either.
+LONG, SIZE = 300, 64
 
 
 def textbook(q, k, v, mask, scale):
     """One query head at a time, in float64; head h reads key-value head h // (K / G)."""
     out = np.zeros(q.shape)
-    for b, h in np.ndindex(B, K):
-        group = h // (K // G)
+    for b, h in np.ndindex(q.shape[0], q.shape[2]):
+        group = h // (q.shape[2] // k.shape[2])
         logits = scale * q[b, :, h].astype(np.float64) @ k[b, :, group].astype(np.float64).T
         logits = np.where(mask[b], logits, -np.inf)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -23,34 +34,110 @@ def textbook(q, k, v, mask, scale):
     return out
 
 
+def random_inputs(length: int, size: int, groups: int = G):
+    return [tiny.normal(B, length, heads, size, seed=i) for i, heads in enumerate((K, groups, groups))]
+
+
+def visible(length: int, valid=None, window=None, causal=False) -> np.ndarray:
+    """[B, L, L] by definition, one pair at a time."""
+    i, j = np.indices((length, length))
+    seen = np.ones((B, length, length), bool)
+    seen &= (j <= i) | (not causal)
+    seen &= True if window is None else np.abs(i - j) <= window
+    return seen if valid is None else seen & valid[:, None, :]
+
+
 @pytest.mark.parametrize("scale", [None, 0.2])
-@pytest.mark.parametrize("masked", [False, True])
-def test_equals_the_textbook(masked, scale):
-    q, k, v = (tiny.normal(B, L, heads, A, seed=i) for i, heads in enumerate((K, G, G)))
-    mask = np.random.default_rng(3).random((B, L, L)) < 0.5 if masked else np.ones((B, L, L), bool)
-    mask |= np.eye(L, dtype=bool)
-    actual = attention(q, k, v, mask=jnp.asarray(mask) if masked else None, scale=scale)
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_equals_the_textbook(groups, scale):
+    q, k, v = random_inputs(L, A, groups)
+    actual = attention(q, k, v, scale=scale)
+    mask = np.ones((B, L, L), bool)
     tiny.assert_close(actual, textbook(q, k, v, mask, A**-0.5 if scale is None else scale), 1e-6)
 
 
-def test_bfloat16_inputs_get_a_float32_softmax_and_a_bfloat16_result():
-    q, k, v = (jnp.ones((B, L, heads, A), jnp.bfloat16) for heads in (K, G, G))
+CASES = {
+    "whole": {},
+    "padded": {"valid": tiny.right_padded([LONG - 70, 1], LONG)},
+    "window": {"window": 40},
+    "causal": {"causal": True, "valid": tiny.right_padded([LONG, 131], LONG)},
+    "causal window": {"causal": True, "window": 9},
+}
+BACKENDS = {
+    "xla": attention,
+    "blockwise": blockwise_attention,
+    "splash": functools.partial(splash_attention, interpret=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_back_end_is_the_textbook_and_has_its_gradients(backend, case, monkeypatch):
+    """Positions that are padding are nobody's: neither their output nor its gradient counts."""
+    monkeypatch.setattr(attention_cpu, "ROWS", 128)
+    monkeypatch.setitem(entry._MIN_LENGTH, "cpu", LONG + 1)
+    options = {"valid": None, "window": None, "causal": False, "scale": 0.1} | CASES[case]
+    valid = options.pop("valid")
+    inputs = random_inputs(LONG, SIZE)
+    counted = np.ones((B, LONG), bool) if valid is None else valid
+
+    def loss(function, q, k, v):
+        out = function(q, k, v)
+        return jnp.sum(jnp.sin(out + q) * counted[:, :, None, None]), out
+
+    ours = functools.partial(BACKENDS[backend], valid=valid, **options)
+
+    def dense(q, k, v):
+        mask = attention_mask(LONG, valid=valid, window=options["window"], causal=options["causal"])
+        k, v = (jnp.repeat(x, K // G, axis=2) for x in (k, v))
+        logits = 0.1 * jnp.einsum("bqhd,bkhd->bhqk", q, k)
+        logits = logits if mask is None else jnp.where(mask[:, None], logits, -jnp.inf)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+
+    gradient = lambda f: jax.jit(jax.value_and_grad(functools.partial(loss, f), (0, 1, 2), has_aux=True))
+    (_, out), grads = gradient(ours)(*inputs)
+    mask = visible(LONG, valid, options["window"], options["causal"])
+    mask |= np.eye(LONG, dtype=bool) & ~counted[:, :, None]
+    tiny.assert_close(
+        out * counted[:, :, None, None], textbook(*inputs, mask, 0.1) * counted[:, :, None, None], 2e-6
+    )
+    for grad, expected in zip(grads, gradient(dense)(*inputs)[1], strict=True):
+        tiny.assert_close(grad, expected, 1e-5)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("length", [L, LONG])
+def test_a_layer_may_be_told_that_its_window_does_not_hold(everywhere, length, monkeypatch):
+    """By a traced flag, as in a scan over layers of both kinds, in XLA's path and in a kernel's."""
+    monkeypatch.setitem(entry._MIN_LENGTH, "cpu", LONG)
+    q, k, v = random_inputs(length, A)
+    run = jax.jit(lambda flag: attention(q, k, v, window=4, everywhere=flag, scale=1.0))
+    mask = visible(length, window=None if everywhere else 4)
+    tiny.assert_close(run(everywhere), textbook(q, k, v, mask, 1.0), 1e-6)
+
+
+@pytest.mark.parametrize("length", [L, LONG])
+def test_bfloat16_inputs_get_a_float32_softmax_and_a_bfloat16_result(length, monkeypatch):
+    monkeypatch.setitem(entry._MIN_LENGTH, "cpu", LONG)
+    q, k, v = (jnp.ones((B, length, heads, A), jnp.bfloat16) for heads in (K, G, G))
     program = jax.make_jaxpr(attention)(q, k, v)
     assert program.out_avals[0].dtype == jnp.bfloat16
     exponentials = [e for e in tiny.operations(program.jaxpr) if e.primitive.name == "exp"]
     assert [e.outvars[0].aval.dtype for e in exponentials] == [jnp.float32]
 
 
-def test_a_query_that_may_see_nothing_is_finite_with_finite_gradients():
-    q, k, v = (tiny.normal(B, L, heads, A, seed=i) for i, heads in enumerate((K, G, G)))
-    mask = jnp.ones((1, L, L), bool).at[:, 4].set(False)
-    value, grads = jax.value_and_grad(
-        lambda q, k, v: jnp.sum(attention(q, k, v, mask=mask) ** 2), argnums=(0, 1, 2)
-    )(q, k, v)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_query_that_may_see_nothing_is_finite_with_finite_gradients(backend):
+    inputs = random_inputs(LONG, SIZE)
+    valid = tiny.right_padded([0, 5], LONG)
+    kernel = functools.partial(BACKENDS[backend], valid=valid, window=None, causal=False, scale=0.1)
+
+    def loss(q, k, v):
+        return jnp.sum(kernel(q, k, v) ** 2)
+
+    value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2))(*inputs)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in grads)
-    blind = attention(q, k, v, mask=mask)[:, 4].reshape(B, G, K // G, A)
-    tiny.assert_close(blind, np.broadcast_to(v.mean(1)[:, :, None], blind.shape), 1e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -59,13 +146,71 @@ def test_a_query_that_may_see_nothing_is_finite_with_finite_gradients():
 def test_masks_by_definition(causal, window, padded):
     valid = tiny.right_padded([5, 11], L)
     mask = attention_mask(L, valid=jnp.asarray(valid) if padded else None, window=window, causal=causal)
-    expected = np.ones((B, L, L), bool)
-    for b, i, j in np.ndindex(B, L, L):
-        if (causal and j > i) or (window is not None and abs(i - j) > window):
-            expected[b, i, j] = False
-        if padded and not valid[b, j]:
-            expected[b, i, j] = False
+    expected = visible(L, valid if padded else None, window, causal)
     if mask is None:
         assert expected.all()
     else:
         np.testing.assert_array_equal(np.broadcast_to(mask, expected.shape), expected)
+
+
+def chosen(platform: str, length: int, size: int = 64, dtype=jnp.bfloat16, devices: int = 1) -> str:
+    """On a mesh of some platform; what it is read from is JAX's description of the mesh."""
+    device = type("Device", (), {"platform": platform})
+    mesh = type("Mesh", (), {"empty": False, "size": devices, "axis_types": (), "abstract_device": device})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
+        return choose_backend(length, size, dtype)
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "more", "backend"),
+    [
+        ("tpu", 1024, {}, "splash"),
+        ("tpu", 127, {}, "xla"),
+        ("tpu", 1024, {"devices": 8}, "xla"),
+        ("cuda", 1024, {}, "cudnn"),
+        ("cuda", 1024, {"dtype": jnp.float32}, "xla"),
+        ("cuda", 1024, {"size": 256}, "xla"),
+        ("cuda", 32, {}, "xla"),
+        ("cpu", 1024, {}, "blockwise"),
+        ("cpu", 511, {}, "xla"),
+        ("metal", 1024, {}, "xla"),
+    ],
+)
+def test_the_back_end_is_chosen_by_platform_and_length(platform, length, more, backend):
+    assert chosen(platform, length, **more) == backend
+
+
+def test_what_the_compiler_splits_over_devices_takes_xla_s_path_and_what_one_device_holds_a_kernel():
+    seen = []
+
+    def look(x):
+        seen.append(choose_backend(1024, 64, jnp.float32))
+        return x
+
+    mesh = make_mesh(1, jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec("data")
+    with jax.set_mesh(mesh):
+        jax.jit(look)(jnp.zeros(2))
+        jax.jit(jax.shard_map(look, in_specs=spec, out_specs=spec, check_vma=False))(jnp.zeros(2))
+    assert seen == ["xla", "blockwise"]
+    assert {AxisType.Auto} == set(mesh.axis_types)
+
+
+def test_splash_compiles_for_a_tpu_at_the_sizes_of_every_part():
+    """Forward and backward, with padding, lengths that are no multiple of a tile, head sizes 64 and
+    256, and a stack's choice between two masks. The compiler is the TPU's own and needs no TPU."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler, of the extra `tpu`")
+    device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+    mesh = Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        for length, heads, groups, size in ((257, 8, 2, 64), (512, 3, 1, 256)):
+
+            def loss(q, k, v, valid, flag):
+                return jnp.sum(attention(q, k, v, valid=valid, window=255, everywhere=flag) ** 2)
+
+            like = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype)
+            inputs = [like(2, length, n, size) for n in (heads, groups, groups)]
+            gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
+            lowered = gradient.lower(*inputs, like(2, length, dtype=bool), like(dtype=bool))
+            assert "tpu_custom_call" in lowered.compile().as_text()

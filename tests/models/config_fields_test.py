@@ -89,7 +89,7 @@ MODEL = {
     "embedding_size": (31, "shapes"),
     "y_projection": (False, "shapes"),
     "compute_dtype": ("bfloat16", "program"),
-    "remat": (True, "program"),
+    "remat": ("layer", "program"),
     "scan_layers": (True, "program"),
 }
 LOSS = {"temperature", "learnable_temperature", "max_logit_scale"}

@@ -101,7 +101,7 @@ def test_each_sub_layer_equals_the_reference(layer, silent):
 
     function = feed if silent == "attention" else attend
     expected = reference.forward(function, x, *tables[layer == 2], hidden)
-    actual = tiny.run(block, x, (masks, tables), layer == 2)
+    actual = tiny.run(block, x, (None, tables), layer == 2)
     tiny.assert_close(actual, expected, 2e-5)
 
 

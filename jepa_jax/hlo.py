@@ -1,0 +1,388 @@
+"""What a compiled program does: a walk over XLA's optimised text, every loop as often as it runs.
+
+XLA's own cost analysis counts the body of a loop once. Here a body counts as often as its condition
+lets it, and of a conditional the dearer branch.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import defaultdict
+
+_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2,
+    "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
+}  # fmt: skip
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_HEAD = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?(%[\w.\-]+) = (.*)$", re.S)
+_OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# They move nothing: names for what is there already, or the end of what was counted at its start.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
+    "collective-permute-done", "add-dependency", "opt-barrier", "domain", "send", "recv", "send-done",
+    "recv-done",
+}  # fmt: skip
+
+
+class HloError(ValueError):
+    """A program that this reader does not understand: better said than counted wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    dtype: str
+    dims: tuple[int, ...]
+    in_memory: bool  # False where it lives in the chip's own fast memory
+
+    @property
+    def bytes(self) -> float:
+        return math.prod(self.dims) * _BYTES.get(self.dtype, 0)
+
+    @property
+    def moved(self) -> float:
+        return self.bytes if self.in_memory else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    text: str
+    is_root: bool
+
+    def attribute(self, name: str) -> str | None:
+        found = re.search(rf"[ ,]{name}=(%[\w.\-]+)", self.text)
+        return found and found.group(1)
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        names = (self.attribute("calls"), self.attribute("to_apply"))
+        branches = re.search(r"branch_computations=\{([^}]*)\}", self.text)
+        return tuple(n for n in names if n) + tuple(branches.group(1).split(", ") if branches else ())
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one run on one chip.
+
+    Attributes:
+      flops: of matrix products and convolutions, two for a multiply-add.
+      memory_bytes: read from and written to the chip's memory.
+      collectives: by kind and bytes of the array: how often it runs, and the bytes a chip sends.
+    """
+
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    collectives: dict[tuple[str, str], tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: "Cost", times: float = 1.0) -> None:
+        self.flops += times * other.flops
+        self.memory_bytes += times * other.memory_bytes
+        for key, (count, sent) in other.collectives.items():
+            before = self.collectives.get(key, (0.0, 0.0))
+            self.collectives[key] = (before[0] + times * count, before[1] + times * sent)
+
+    @property
+    def network_bytes(self) -> float:
+        return sum(sent for _, sent in self.collectives.values())
+
+    def by_kind(self) -> dict[str, float]:
+        """Bytes a chip sends in each kind of collective."""
+        found: dict[str, float] = defaultdict(float)
+        for (kind, _), (_, sent) in self.collectives.items():
+            found[kind] += sent
+        return dict(found)
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+    found = []
+    for dtype, dims, layout in _SHAPE.findall(text):
+        in_memory = "S(" not in layout
+        found.append(Array(dtype, tuple(int(d) for d in dims.split(",") if d), in_memory))
+    return tuple(found)
+
+
+def _operands(text: str) -> tuple[str, ...]:
+    """The names between the brackets that open at the start of `text`."""
+    depth = end = 0
+    for end, character in enumerate(text):  # noqa: B007 - `end` is what is looked for
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0:
+            break
+    return tuple(re.findall(r"%[\w.\-]+", text[: end + 1]))
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """Computations by name, each its instructions by name, and the name of the entry."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, body, pending = "", None, []
+
+    def finish():
+        if not pending:
+            return
+        is_root, name, rest = _INSTRUCTION.match("\n".join(pending)).groups()
+        opcode = _OPCODE.search(" " + rest)
+        shape, tail = rest[: opcode.start()], rest[opcode.end() - 2 :]
+        body[name] = Instruction(
+            name, opcode.group(1), _arrays(shape), _operands(tail), rest[opcode.start() :], bool(is_root)
+        )
+        pending.clear()
+
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            body = computations.setdefault(head.group(1), {})
+            entry = head.group(1) if line.startswith("ENTRY") else entry
+        elif line == "}":
+            finish()
+        elif _INSTRUCTION.match(line) and body is not None:
+            finish()
+            pending.append(line)
+        elif pending:
+            pending.append(line)
+    if not entry:
+        raise HloError("the text holds no entry computation")
+    return computations, entry
+
+
+class Program:
+    """An optimised HLO module, parsed."""
+
+    def __init__(self, text: str):
+        self.computations, self.entry = parse(text)
+
+    def cost(self) -> Cost:
+        """Of the whole program."""
+        return self._cost(self.entry)
+
+    @functools.cache  # noqa: B019 - lives as long as the program it belongs to
+    def _cost(self, name: str) -> Cost:
+        total = Cost()
+        for instruction in self.computations[name].values():
+            self._add(total, instruction, self.computations[name])
+        return total
+
+    def _add(self, total: Cost, i: Instruction, body: dict[str, Instruction]) -> None:
+        if i.opcode in _FREE:
+            return
+        if i.opcode == "while":
+            times = self._trips(i, body)
+            total.add(self._cost(i.attribute("body")), times)
+            total.add(self._cost(i.attribute("condition")), times)
+            return
+        if i.opcode == "conditional":
+            branches = [self._cost(name) for name in i.called]
+            total.add(max(branches, key=lambda c: (c.flops, c.memory_bytes)))
+            return
+        if i.opcode in ("call", "async-start"):
+            for name in i.called:
+                total.add(self._cost(name))
+            return
+        kind = i.opcode.removesuffix("-start")
+        if kind in _COLLECTIVES:
+            self._add_collective(total, kind, i, body)
+            return
+        if i.opcode == "copy-start":
+            total.memory_bytes += sum(a.moved for a in i.arrays[:2])
+            return
+        total.flops += self._flops(i, body)
+        total.memory_bytes += self._memory(i, body)
+        if i.opcode == "fusion":
+            inner = self.computations[i.attribute("calls")]
+            for j in inner.values():
+                if j.opcode in _COLLECTIVES:
+                    # The TPU writes a reduce-scatter as a fusion that keeps a share of an all-reduce.
+                    kind = "reduce-scatter" if j.opcode == "all-reduce" else j.opcode
+                    self._add_collective(total, kind, j, inner, in_fusion=True)
+
+    def _add_collective(self, total, kind, i, body, in_fusion: bool = False) -> None:
+        given = [a for name in i.operands for a in body[name].arrays]
+        size = sum(a.bytes for a in given)
+        devices = _group_size(i.text)
+        share = (devices - 1) / devices if devices else 1.0
+        factor = {"all-gather": devices, "all-reduce": 2, "collective-permute": 1 / share if share else 0}
+        sent = size * share * factor.get(kind, 1)
+        label = ", ".join(sorted({f"{a.dtype}{list(a.dims)}" for a in given}))
+        whole = label if len(label) < 100 else f"{len(given)} arrays, {size:.0f} bytes"
+        count, before = total.collectives.get((kind, whole), (0.0, 0.0))
+        total.collectives[kind, whole] = (count + 1, before + sent)
+        if not in_fusion:
+            total.memory_bytes += sum(a.moved for a in given) + sum(a.moved for a in i.arrays)
+
+    def _trips(self, i: Instruction, body: dict[str, Instruction]) -> int:
+        """How often a loop runs that counts up by one from a constant to a constant."""
+        known = re.search(r'known_trip_count[":{]+n[":]+(\d+)', i.text)
+        if known:
+            return int(known.group(1))
+        condition = self.computations[i.attribute("condition")]
+        root = next(j for j in condition.values() if j.is_root)
+        start = limit = None
+        if root.opcode == "compare" and "direction=LT" in root.text:
+            counter, bound = (condition[name] for name in root.operands)
+            limit = _constant(bound)
+            index = re.search(r"index=(\d+)", counter.text)
+            carried = body[i.operands[0]]
+            if index and carried.opcode == "tuple":
+                start = _constant(_through_copies(body[carried.operands[int(index.group(1))]], body))
+        if start is None or limit is None:
+            raise HloError(f"cannot tell how often the loop {i.name} runs")
+        return max(limit - start, 0)
+
+    def _memory(self, i: Instruction, body: dict[str, Instruction]) -> float:
+        """Bytes read and written by one instruction that is run as it stands."""
+        if i.opcode == "fusion":
+            name = i.attribute("calls")
+            given = [(n, body[x].arrays[0].moved) for n, x in enumerate(i.operands) if body[x].arrays]
+            read = sum(self._read(name, n, size) for n, size in given if size)
+            return read + self._written(name, i)
+        given = [body[x].arrays[0] for x in i.operands if body[x].arrays]
+        if i.opcode in ("dynamic-slice", "slice", "gather"):
+            return 2 * sum(a.moved for a in i.arrays)
+        if i.opcode == "dynamic-update-slice":
+            return 2 * given[1].moved
+        return sum(a.moved for a in given) + sum(a.moved for a in i.arrays)
+
+    @functools.cache  # noqa: B019
+    def _users(self, name: str) -> dict[str, list[Instruction]]:
+        users = defaultdict(list)
+        for i in self.computations[name].values():
+            for x in i.operands:
+                users[x].append(i)
+        return users
+
+    def _read(self, name: str, index: int, size: float) -> float:
+        """Bytes that a fused computation reads of its parameter: slices where it only takes slices."""
+        body, users = self.computations[name], self._users(name)
+        parameter = next(
+            (i for i in body.values() if i.opcode == "parameter" and f"parameter({index})" in i.text), None
+        )
+        if parameter is None:
+            return size
+        total, frontier = 0.0, [parameter.name]
+        while frontier:
+            x = frontier.pop()
+            for user in users[x]:
+                if user.opcode == "bitcast":
+                    frontier.append(user.name)
+                elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == x:
+                    total += sum(a.bytes for a in user.arrays)
+                elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == x:
+                    continue  # written in place
+                elif user.opcode == "fusion":
+                    total += self._read(user.attribute("calls"), user.operands.index(x), size)
+                else:
+                    return size
+        return min(total, size)
+
+    def _written(self, name: str, i: Instruction) -> float:
+        """Bytes that a fusion writes: of an update in place only the update."""
+        body = self.computations[name]
+        root = next(j for j in body.values() if j.is_root)
+        roots = [body[x] for x in root.operands] if root.opcode == "tuple" else [root]
+        total = 0.0
+        for root, out in zip(roots, i.arrays, strict=False):
+            j = _through_copies(root, body, ("bitcast",))
+            if j.opcode == "dynamic-update-slice":
+                total += min(out.moved, body[j.operands[1]].arrays[0].bytes)
+            else:
+                total += out.moved
+        return total
+
+    def _flops(self, i: Instruction, body: dict[str, Instruction]) -> float:
+        if i.opcode == "fusion":
+            inner = self.computations[i.attribute("calls")]
+            return sum(self._flops(j, inner) for j in inner.values())
+        if i.opcode == "convolution":
+            return _convolution_flops(i, *(body[x].arrays[0] for x in i.operands))
+        if i.opcode == "dot":
+            left = body[i.operands[0]].arrays[0].dims
+            dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.text).group(1)
+            return 2 * math.prod(i.arrays[0].dims) * math.prod(left[int(d)] for d in dims.split(",") if d)
+        if i.opcode == "custom-call" and "splash_mha" in i.name:
+            return _splash_flops(i, body)
+        return 0.0
+
+
+def _constant(i: Instruction) -> int | None:
+    found = re.match(r"constant\((-?\d+)\)", i.text)
+    return int(found.group(1)) if found else None
+
+
+def _through_copies(
+    i: Instruction,
+    body: dict[str, Instruction],
+    copies: tuple[str, ...] = ("copy", "copy-done", "copy-start", "bitcast"),
+) -> Instruction:
+    """The instruction that made what another only hands on."""
+    while i.opcode in copies:
+        i = body[i.operands[0]]
+    return i
+
+
+def _group_size(text: str) -> int:
+    """Devices that take part together in a collective; 0 where each sends to one other."""
+    pairs = re.search(r"source_target_pairs=", text)
+    if pairs:
+        return 0
+    groups = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+    if groups:
+        return len(groups.group(1).split(","))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", text)
+    if iota:
+        return int(iota.group(2))
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
+    if mesh:
+        sizes = dict(pair.split("=") for pair in mesh.group(1).split(","))
+        return math.prod(int(sizes[axis.strip()]) for axis in mesh.group(2).split(","))
+    raise HloError(f"cannot tell which devices take part in {text[:80]}")
+
+
+def _convolution_flops(i: Instruction, left: Array, right: Array) -> float:
+    """Two for each product of an input with a kernel element. The TPU writes every matrix product as a
+    convolution, a batched one with dilation, so that most of the pairs it names are of padding."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.text)
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", i.text) or [""])[0][8:-1]))
+    inputs, kernel, outputs = labels.groups()
+    split = lambda name, default, n: (
+        [int(v) for v in window[name].split("x")] if name in window else [default] * n
+    )
+    spatial = sorted(c for c in outputs if c.isdigit())
+    n = len(spatial)
+    sizes, strides = split("size", 1, n), split("stride", 1, n)
+    spread, holes = split("lhs_dilate", 1, n), split("rhs_dilate", 1, n)
+    pads = [int(p.split("_")[0]) for p in window["pad"].split("x")] if "pad" in window else [0] * n
+    pairs = 1
+    for k, label in enumerate(spatial):
+        size, there = left.dims[inputs.index(label)], i.arrays[0].dims[outputs.index(label)]
+        pairs *= _valid_pairs(size, there, sizes[k], strides[k], spread[k], holes[k], pads[k])
+    batch = i.arrays[0].dims[outputs.index("b")]
+    features = i.arrays[0].dims[outputs.index("f")]
+    return 2.0 * batch * features * right.dims[kernel.index("i")] * pairs
+
+
+@functools.cache
+def _valid_pairs(size: int, outputs: int, kernel: int, stride: int, spread: int, holes: int, pad: int) -> int:
+    """(output, kernel) positions along one axis that meet an input element, not padding nor a gap."""
+    total = 0
+    for k in range(kernel):
+        for o in range(outputs):
+            place = o * stride + k * holes - pad
+            total += place >= 0 and place % spread == 0 and place // spread < size
+    return total
+
+
+def _splash_flops(i: Instruction, body: dict[str, Instruction]) -> float:
+    """Two products of [L, A] by [A, L] forward; backward three for the queries, four for keys and
+    values, the logits computed again in each."""
+    given = [body[x].arrays[0] for x in i.operands]
+    b, heads, length, size = next(a.dims for a in given if len(a.dims) == 4)
+    products = 3 if "_dq" in i.name else 4 if "_dkv" in i.name else 2
+    if "_dkv" in i.name and "fused" in i.text:
+        products = 5
+    return 2.0 * products * b * heads * length * length * size
