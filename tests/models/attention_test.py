@@ -203,7 +203,8 @@ def test_splash_compiles_for_a_tpu_at_the_sizes_of_every_part():
     pytest.importorskip("libtpu", reason="the TPU's compiler, of the extra `tpu`")
     device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
     mesh = Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    with jax.set_mesh(mesh):
+    # The kernel takes bfloat16 and the precision that goes with it; the tests' own is the highest.
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
         for length, heads, groups, size in ((257, 8, 2, 64), (512, 3, 1, 256)):
 
             def loss(q, k, v, valid, flag):
