@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from jepa_jax.config import Config
 from jepa_jax.losses import objective
 from jepa_jax.models.sharded import whole
 from jepa_jax.models.vl_jepa import VLJEPA, names_of, unit
 from jepa_jax.optim import learning_rate_schedule, make_optimizer
-from jepa_jax.sharding import parameter_specs
+from jepa_jax.sharding import batch_sharding, parameter_specs
 from jepa_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -218,3 +218,34 @@ def train_step(
         optimizer=optimizer_state,
     )
     return state, metrics
+
+
+def abstract_batch(config: Config, lengths: tuple[int, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and places of a global batch whose texts are padded to (query, target) lengths."""
+    clips, pairs = config.batch_size, config.batch_size * config.data.pairs_per_clip
+    side = config.model.x_encoder.image_size
+    shapes = {
+        "frames": ((clips, config.data.frames, side, side, 3), jnp.uint8),
+        "query": ((pairs, lengths[0]), jnp.int32),
+        "query_mask": ((pairs, lengths[0]), bool),
+        "target": ((pairs, lengths[1]), jnp.int32),
+        "target_mask": ((pairs, lengths[1]), bool),
+        "target_id": ((pairs,), jnp.int32),
+    }
+    place = batch_sharding(mesh)
+    return {k: jax.ShapeDtypeStruct(s, d, sharding=place) for k, (s, d) in shapes.items()}
+
+
+def jit_train_step(template: TrainState):
+    """`train_step` as training runs it: the old state's memory is the new state's.
+
+    Args:
+      template: the state, or its shapes, with their places.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, template)
+    return jax.jit(
+        train_step,
+        static_argnames=("graphdef", "config"),
+        donate_argnames="state",
+        out_shardings=(shardings, None),
+    )

@@ -30,7 +30,7 @@ from jepa_jax.initial import open_initial
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
 from jepa_jax.sharding import make_mesh, shard_global_batch
 from jepa_jax.state import abstract_state, from_items, init_state, to_items
-from jepa_jax.step import train_step
+from jepa_jax.step import jit_train_step
 
 
 class _StopFlag:
@@ -109,12 +109,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             start, items, data_state = restored
             state = from_items(items, config)
             print(f"resuming from step {start} of {config.steps}")
-        step_fn = jax.jit(
-            train_step,
-            static_argnames=("graphdef", "config"),
-            donate_argnames="state",
-            out_shardings=(shardings, None),
-        )
+        step_fn = jit_train_step(template)
         iterator = pipeline.iterate(dataset, config.data, data_state)
         log = RunLog(workdir, config, start)
         unlogged = None

@@ -1,0 +1,306 @@
+"""What a run will cost on a TPU pod, before renting one: the TPU's compiler needs no TPU.
+
+    python -m jepa_jax.preflight --config=FILE.py --topology=v5p:4x4x8 [--config.SECTION.FIELD=VALUE ...]
+
+It compiles the run's own training step, prints memory, work, traffic and the time that each bounds, and
+writes the same as JSON. Needs the package `libtpu` (the extra `tpu`).
+"""
+
+import os
+
+if __name__ == "__main__":  # before JAX is imported: the compiler need not look for the machine it is on
+    os.environ.update(
+        {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5p-8",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+    )
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from jepa_jax import flags
+from jepa_jax.chips import Chip, find_chip
+from jepa_jax.config import Config
+from jepa_jax.flops import model_flops
+from jepa_jax.hlo import Cost, Program
+from jepa_jax.metrics import write_atomically
+from jepa_jax.sharding import make_mesh
+from jepa_jax.state import abstract_state
+from jepa_jax.step import abstract_batch, jit_train_step
+
+
+class DoesNotFitError(Exception):
+    """The compiler found no plan within the chip's memory; `needed` is what its best takes, in bytes."""
+
+    def __init__(self, needed: float):
+        super().__init__(f"{needed / 1e9:.1f} GB")
+        self.needed = needed
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A step compiled for a topology.
+
+    Attributes:
+      memory: bytes on a chip by kind; `total` is what they take together at the worst moment.
+      cost: what one step does on one chip.
+      seconds: that the compiler took.
+    """
+
+    memory: dict[str, float]
+    cost: Cost
+    seconds: float
+
+
+def open_topology(name: str, slices: int = 1) -> tuple[list, Chip]:
+    """The devices of a topology such as "v5p:4x4x8", and what chip they are.
+
+    Raises:
+      UsageError: libtpu is not installed, the name is none, or the chip is not in the table.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise flags.UsageError("preflight needs the TPU's compiler: pip install libtpu")
+    options = {"num_slices": slices} if slices > 1 else {}
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except Exception as error:  # libtpu raises what it likes
+        reason = str(error).splitlines()[0]
+        raise flags.UsageError(
+            f"--topology={name!r} is no topology that libtpu knows (v5e:4x4, v5p:2x2x2 and v6e:16x16 are): "
+            f"{reason}"
+        ) from error
+    chip = find_chip(devices[0].device_kind)
+    if chip is None:
+        raise flags.UsageError(f"--topology={name!r}: no peaks are known of a {devices[0].device_kind}")
+    return list(devices), chip
+
+
+def _shard_bytes(tree) -> float:
+    """Of a device's share of a tree of shapes with shardings."""
+
+    def size(x) -> float:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return 8.0
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(size(x) for x in jax.tree.leaves(tree))
+
+
+def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Compiled:
+    """The training step of a run, as the run itself would compile it.
+
+    Args:
+      lengths: (query, target) tokens of the batch.
+
+    Raises:
+      DoesNotFitError: it does not fit the chip's memory.
+      ValueError: the batch does not divide over the devices.
+    """
+    mesh = make_mesh(config.fsdp, devices)
+    if config.batch_size % (mesh.size * config.micro_batches):
+        raise ValueError(
+            f"batch_size={config.batch_size} is not a multiple of {mesh.size} chips times "
+            f"micro_batches={config.micro_batches}"
+        )
+    start = time.perf_counter()
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+        graphdef, template = abstract_state(config, mesh)
+        batch = abstract_batch(config, lengths, mesh)
+        lowered = jit_train_step(template).lower(template, batch, graphdef=graphdef, config=config)
+        # The text of some programs for v5p can be had from the compiler's own dump alone.
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=dump)
+        except jax.errors.JaxRuntimeError as error:
+            used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+            if used is None:
+                raise
+            power = "KMGT".index(used.group(2)) + 1
+            raise DoesNotFitError(float(used.group(1)) * 1024**power) from error
+        text = next(pathlib.Path(folder).glob("*.after_optimizations.txt")).read_text()
+    found = compiled.memory_analysis()
+    arguments = {
+        "trained parameters": _shard_bytes(template.trained),
+        "frozen parameters": _shard_bytes(template.frozen),
+        "optimizer": _shard_bytes(template.optimizer),
+        "batch": _shard_bytes(batch),
+    }
+    memory = {
+        **arguments,
+        "padding of these": max(found.argument_size_in_bytes - sum(arguments.values()), 0.0),
+        "new outputs": max(found.output_size_in_bytes - found.alias_size_in_bytes, 0.0),
+        "activations and temporaries": found.temp_size_in_bytes,
+        "program": found.generated_code_size_in_bytes,
+    }
+    memory["total"] = sum(memory.values())
+    return Compiled(memory, Program(text).cost(), time.perf_counter() - start)
+
+
+def smallest_that_fits(config: Config, devices: list, lengths: tuple[int, int], chip: Chip):
+    """The smallest `micro_batches` whose step fits, and that step: (int, Compiled), or None.
+
+    More pieces never take more memory, so it is found by halving.
+    """
+    clips = config.batch_size // len(devices)
+    candidates = [k for k in range(config.micro_batches + 1, clips + 1) if clips % k == 0]
+    best = None
+    while candidates:
+        middle = len(candidates) // 2
+        pieces = candidates[middle]
+        try:
+            compiled = compile_step(dataclasses.replace(config, micro_batches=pieces), devices, lengths)
+        except DoesNotFitError as error:
+            print(f"micro_batches={pieces} takes {error}", file=sys.stderr)
+            candidates = candidates[middle + 1 :]
+            continue
+        print(f"micro_batches={pieces} takes {compiled.memory['total'] / 1e9:.1f} GB", file=sys.stderr)
+        if compiled.memory["total"] > chip.memory:
+            candidates = candidates[middle + 1 :]
+        else:
+            best, candidates = (pieces, compiled), candidates[:middle]
+    return best
+
+
+def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], compiled: Compiled) -> dict:
+    """All figures of a compiled step, ready for JSON: bytes, FLOPs and seconds are of one chip and step."""
+    cost = compiled.cost
+    useful = model_flops(config, *lengths)
+    pairs = config.batch_size * config.data.pairs_per_clip / len(devices)
+    bounds = {
+        "compute": cost.flops / chip.flops,
+        "memory": cost.memory_bytes / chip.bandwidth,
+        "network": cost.network_bytes / chip.network,
+    }
+    slowest = max(bounds, key=bounds.get)
+    collectives = [
+        {"kind": kind, "operands": operands, "times": count, "bytes": sent}
+        for (kind, operands), (count, sent) in sorted(cost.collectives.items(), key=lambda item: -item[1][1])
+    ]
+    return {
+        "chips": len(devices),
+        "chip": dataclasses.asdict(chip),
+        "batch_size": config.batch_size,
+        "micro_batches": config.micro_batches,
+        "query_length": lengths[0],
+        "target_length": lengths[1],
+        "memory_bytes": compiled.memory,
+        "memory_free_fraction": 1 - compiled.memory["total"] / chip.memory,
+        "flops": cost.flops,
+        "model_flops": sum(useful.values()) * pairs,
+        "model_flops_by_part": {name: value * pairs for name, value in useful.items()},
+        "memory_traffic_bytes": cost.memory_bytes,
+        "network_bytes": cost.by_kind(),
+        "collectives": collectives,
+        "bound_seconds": bounds,
+        "bound_by": slowest,
+        "samples_per_second_per_chip": pairs / bounds[slowest],
+        "model_flops_utilisation": sum(useful.values()) * pairs / (bounds[slowest] * chip.flops),
+        "compile_seconds": compiled.seconds,
+    }
+
+
+def print_report(found: dict[str, Any]) -> None:
+    """The figures as a table."""
+    gb = lambda value: f"{value / 1e9:10.3f} GB"
+    chip, bounds = found["chip"], found["bound_seconds"]
+    print(f"\n{found['chips']} chips of {chip['name']} ({chip['source']})")
+    print(
+        f"batch {found['batch_size']:,} in {found['micro_batches']} piece(s), texts of "
+        f"{found['query_length']} and {found['target_length']} tokens; compiled in "
+        f"{found['compile_seconds']:.0f} s"
+    )
+    print("\nmemory of a chip")
+    for name, value in found["memory_bytes"].items():
+        print(f"  {name:30}{gb(value)}")
+    print(f"  {'of':30}{gb(chip['memory'])}, {found['memory_free_fraction']:.0%} free")
+    print("\na step on a chip                    amount       peak, per s         at best")
+    rows = (
+        ("compute", found["flops"] / 1e12, "TFLOP", chip["flops"] / 1e12),
+        ("memory", found["memory_traffic_bytes"] / 1e9, "GB   ", chip["bandwidth"] / 1e9),
+        ("network", sum(found["network_bytes"].values()) / 1e9, "GB   ", chip["network"] / 1e9),
+    )
+    for name, amount, unit, peak in rows:
+        print(f"  {name:28}{amount:10.2f} {unit} {peak:10.0f} {unit}{bounds[name] * 1e3:12.2f} ms")
+    print("\ncollectives                      times         sent  operands")
+    for row in found["collectives"][:12]:
+        print(f"  {row['kind']:28}{row['times']:8.0f}{gb(row['bytes'])}  {row['operands']}")
+    rest = found["collectives"][12:]
+    if rest:
+        print(f"  {len(rest)} smaller ones {gb(sum(row['bytes'] for row in rest))}")
+    print(
+        f"\nbound by {found['bound_by']}: at best {found['samples_per_second_per_chip']:.1f} samples/s/chip"
+    )
+    print(
+        f"model FLOPs {found['model_flops'] / 1e12:.2f} TFLOP, utilisation at most "
+        f"{found['model_flops_utilisation']:.1%}"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; see the module's docstring."""
+    parser = flags.parser(__doc__)
+    parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
+    parser.add_argument("--topology", required=True, help="chip and shape, such as v5p:4x4x8")
+    parser.add_argument("--slices", type=int, default=1, help="so many slices of that shape")
+    parser.add_argument("--chips", type=int, help="only the first so many chips of it")
+    parser.add_argument("--bucket", type=int, default=-1, help="which of data.length_buckets (default: last)")
+    parser.add_argument("--out", help="JSON file (default: runs/NAME/preflight-TOPOLOGY.json)")
+    values, overrides = flags.parse(arguments, parser)
+    config = flags.override(flags.load_config(values.config), overrides)
+    buckets = config.data.length_buckets
+    if not -len(buckets) <= values.bucket < len(buckets):
+        raise flags.UsageError(f"--bucket={values.bucket}: data.length_buckets has {len(buckets)}")
+    lengths = buckets[values.bucket]
+    devices, chip = open_topology(values.topology, values.slices)
+    devices = devices[: values.chips]
+    fits = True
+    with flags.as_usage_errors(ValueError):
+        try:
+            compiled = compile_step(config, devices, lengths)
+            needed = compiled.memory["total"]
+        except DoesNotFitError as error:
+            compiled, needed = None, error.needed
+        if needed > chip.memory:
+            fits = False
+            print(
+                f"{config.name} does not fit {values.topology}: {needed / 1e9:.1f} GB a chip of "
+                f"{chip.memory / 1e9:.0f}; looking for the smallest micro_batches that does",
+                file=sys.stderr,
+            )
+            found = smallest_that_fits(config, devices, lengths, chip)
+            if found is None:
+                print("error: no micro_batches fits: take more chips, or a larger fsdp", file=sys.stderr)
+                return 1
+            pieces, compiled = found
+            config = dataclasses.replace(config, micro_batches=pieces)
+    result = {"config": config.name, "topology": values.topology, "slices": values.slices, "fits": fits}
+    result |= report(config, devices, chip, lengths, compiled)
+    print_report(result)
+    if not fits:
+        print(f"\nas configured it does not fit: set --config.micro_batches={config.micro_batches}")
+    default = f"runs/{config.name}/preflight-{values.topology.replace(':', '-')}.json"
+    out = pathlib.Path(values.out or default)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(result, indent=2) + "\n")
+    print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main, sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""The reader of compiled programs: loops as often as they run, products, traffic, collectives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jepa_jax.hlo import HloError, Program, _valid_pairs
+from jepa_jax.sharding import make_mesh
+
+N, LAYERS = 64, 7
+
+
+def cost(function, *arguments, **options):
+    return Program(jax.jit(function, **options).lower(*arguments).compile().as_text()).cost()
+
+
+def test_the_body_of_a_scan_counts_as_often_as_it_runs():
+    """XLA's own analysis counts it once."""
+    x, w = jnp.ones((N, N)), jnp.ones((LAYERS, N, N))
+    scanned = lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+    found = cost(scanned, x, w)
+    assert found.flops == LAYERS * 2 * N**3
+    # Every layer's weights are read once, and the stream is read and written a few times.
+    assert LAYERS * N * N * 4 * 2 <= found.memory_bytes <= LAYERS * N * N * 4 * 8
+
+
+def test_loops_inside_loops_and_gradients():
+    x, w = jnp.ones((N, N)), jnp.ones((LAYERS, N, N))
+
+    def nested(x, w):
+        inner = lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jnp.sin(y @ x), x)
+        return jnp.sum(jax.lax.scan(lambda x, w: (inner(x @ w), None), x, w)[0])
+
+    assert cost(nested, x, w).flops == LAYERS * (1 + 3) * 2 * N**3
+
+
+def test_the_dearer_branch_of_a_conditional_counts():
+    x = jnp.ones((N, N))
+    either = lambda flag, x: jax.lax.cond(flag, lambda x: x @ x @ x, lambda x: x @ x, x)
+    assert cost(either, True, x).flops == 2 * 2 * N**3
+
+
+@pytest.mark.parametrize("fsdp", [2, 8])
+def test_collectives_by_kind_and_bytes(fsdp):
+    """A device sends its share to the others of its group, and takes part in every step of a loop."""
+    mesh = make_mesh(fsdp)
+    rows, share = PartitionSpec(("data", "fsdp")), PartitionSpec(None, "fsdp")
+
+    def on_a_device(x, w):
+        def layer(x, w):
+            whole = jax.lax.all_gather(w, "fsdp", axis=0, tiled=True)
+            return jax.lax.ppermute(x @ whole, "fsdp", [(i, (i + 1) % fsdp) for i in range(fsdp)]), None
+
+        x = jax.lax.scan(layer, x, w)[0]
+        # The shares of different groups differ, or the compiler would see through the sum.
+        return jax.lax.psum(jnp.sum(x, axis=0), ("data", "fsdp")), jax.lax.psum_scatter(
+            x.T @ x, "fsdp", tiled=True
+        )
+
+    function = jax.shard_map(
+        on_a_device,
+        mesh=mesh,
+        in_specs=(rows, share),
+        out_specs=(PartitionSpec(), PartitionSpec("fsdp")),
+        check_vma=False,
+    )
+    like = lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+    found = cost(function, like((8 * 16, N), rows), like((LAYERS, N, N), share))
+    sent = found.by_kind()
+    others = (fsdp - 1) / fsdp
+    np.testing.assert_allclose(sent["all-gather"], LAYERS * N * N * 4 * others)
+    np.testing.assert_allclose(sent["collective-permute"], LAYERS * 16 * N * 4)
+    np.testing.assert_allclose(sent["reduce-scatter"], N * N * 4 * others)
+    np.testing.assert_allclose(sent["all-reduce"], 2 * N * 4 * 7 / 8)
+    assert found.network_bytes == sum(sent.values())
+    times = {kind: count for (kind, _), (count, _) in found.collectives.items()}
+    assert times == {"all-gather": 7, "collective-permute": 7, "reduce-scatter": 1, "all-reduce": 1}
+
+
+# What a TPU's compiler writes, cut to what matters: a batched product as a dilated convolution, fused
+# with a slice of a stack, on the way to memory and to the chip's own (the S(1) of a layout).
+TPU = """HloModule step
+
+%fused (param_0: bf16[8,128,256], param_1: bf16[4,16,128], param_2: s32[]) -> bf16[4,16,256] {
+  %param_0 = bf16[8,128,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_2 = s32[]{:T(128)} parameter(2)
+  %constant.1 = s32[]{:T(128)} constant(0)
+  %slice = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} dynamic-slice(%param_0, %param_2, %constant.1, %constant.1), \
+dynamic_slice_sizes={1,128,256}
+  %bitcast = bf16[128,256]{1,0:T(8,128)(2,1)} bitcast(%slice)
+  %param_1 = bf16[4,16,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution.1 = bf16[4,16,256]{2,1,0:T(8,128)(2,1)} convolution(%param_1, %bitcast), window={size=1}, \
+dim_labels=0bf_io0->0bf
+}
+
+%body (carry: (s32[], bf16[4,16,128], bf16[8,128,256])) -> (s32[], bf16[4,16,128], bf16[8,128,256]) {
+  %carry = (s32[]{:T(128)}, bf16[4,16,128]{2,1,0:T(8,128)(2,1)S(1)}, bf16[8,128,256]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %x = bf16[4,16,128]{2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%carry), index=1
+  %w = bf16[8,128,256]{2,1,0:T(8,128)(2,1)} get-tuple-element(%carry), index=2
+  %fusion.1 = bf16[4,16,256]{2,1,0:T(8,128)(2,1)} fusion(%w, %x, %i), kind=kOutput, calls=%fused
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)S(6)} add(%i, %one)
+  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[4,16,128]{2,1,0}, bf16[8,128,256]{2,1,0}) tuple(%next, %x, %w)
+}
+
+%condition (carry.1: (s32[], bf16[4,16,128], bf16[8,128,256])) -> pred[] {
+  %carry.1 = (s32[]{:T(128)}, bf16[4,16,128]{2,1,0}, bf16[8,128,256]{2,1,0}) parameter(0)
+  %i.1 = s32[]{:T(128)S(6)} get-tuple-element(%carry.1), index=0
+  %limit = s32[]{:T(128)S(6)} constant(8)
+  ROOT %less = pred[]{:T(512)S(6)} compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (p: bf16[4,16,128], q: bf16[8,128,256]) -> bf16[4,16,128] {
+  %p = bf16[4,16,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %q = bf16[8,128,256]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %zero = s32[]{:T(128)} constant(2)
+  %copy.9 = s32[]{:T(128)S(6)} copy(%zero)
+  %tuple.2 = (s32[]{:T(128)}, bf16[4,16,128]{2,1,0}, bf16[8,128,256]{2,1,0}) tuple(%copy.9, %p, %q)
+  %while.1 = (s32[]{:T(128)}, bf16[4,16,128]{2,1,0}, bf16[8,128,256]{2,1,0}) while(%tuple.2), \
+condition=%condition, body=%body
+  ROOT %out = bf16[4,16,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_a_tpu_s_program_by_hand():
+    """The loop runs from 2 to 8. A step reads one slice of the stack and writes its product; what
+    lives in the chip's own memory is not traffic. The scalars that count are 4 bytes each."""
+    found = Program(TPU).cost()
+    assert found.flops == 6 * 2 * 4 * 16 * 256 * 128
+    slice_and_product = 2 * (128 * 256 + 4 * 16 * 256)
+    assert 6 * slice_and_product <= found.memory_bytes <= 6 * (slice_and_product + 20) + 8
+
+
+def test_a_loop_that_cannot_be_counted_is_refused():
+    with pytest.raises(HloError, match=r"how often the loop %while\.1 runs"):
+        Program(TPU.replace("constant(8)", "parameter(1)")).cost()
+    with pytest.raises(HloError, match="no entry"):
+        Program("nothing")
+
+
+@pytest.mark.parametrize(
+    ("size", "outputs", "kernel", "stride", "spread", "holes", "pad"),
+    [(5, 3, 3, 1, 1, 1, 0), (5, 5, 3, 1, 1, 1, 1), (4, 4, 4, 3, 4, 1, 0), (6, 3, 2, 2, 1, 2, 1)],
+)
+def test_pairs_of_a_convolution_that_meet_an_input(size, outputs, kernel, stride, spread, holes, pad):
+    """By spreading the inputs and padding them out, as the definition says."""
+    spread_out = np.zeros(2 * pad + (size - 1) * spread + 1 + 50, int)
+    spread_out[pad : pad + (size - 1) * spread + 1 : spread] = 1
+    met = sum(spread_out[o * stride + k * holes] for o in range(outputs) for k in range(kernel))
+    assert _valid_pairs(size, outputs, kernel, stride, spread, holes, pad) == met
