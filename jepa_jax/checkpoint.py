@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jepa_jax.config import CheckpointConfig
+from jepa_jax.sharding import to_host
 
 logger = logging.getLogger(__name__)
 _policies = ocp.checkpoint_managers
@@ -42,6 +43,10 @@ def fingerprint(state) -> jax.Array:
         return jnp.sum(bits * place, dtype=jnp.uint32)
 
     return jnp.stack([checksum(x) for x in jax.tree.leaves(state)])
+
+
+def _checksums(tree) -> list[int]:
+    return to_host(fingerprint(tree)).tolist()
 
 
 class Checkpointer:
@@ -90,7 +95,7 @@ class Checkpointer:
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
             data=ocp.args.JsonSave(data),
-            fingerprint=ocp.args.JsonSave({name: fingerprint(tree).tolist() for name, tree in items.items()}),
+            fingerprint=ocp.args.JsonSave({name: _checksums(tree) for name, tree in items.items()}),
         )
         self._pending = step
         try:
@@ -109,7 +114,7 @@ class Checkpointer:
     def _report_failure(self, error: Exception) -> None:
         self.failed_saves += 1
         for leftover in self._directory.glob(f"{self._pending}*"):
-            if leftover.name != str(self._pending):
+            if leftover.name != str(self._pending) and jax.process_index() == 0:
                 leftover.rmtree(missing_ok=True)
         self._manager.reload()
         kept = self.steps()
@@ -145,7 +150,7 @@ class Checkpointer:
         except Exception as error:  # tensorstore raises bare Exceptions on bad files
             raise DamagedCheckpointError(str(error).splitlines()[0]) from error
         for name in template:
-            if fingerprint(found[name]).tolist() != found.fingerprint[name]:
+            if _checksums(found[name]) != found.fingerprint[name]:
                 raise DamagedCheckpointError(f"arrays of {name} differ from those that were saved")
         return {name: found[name] for name in template}, found.data
 
@@ -167,7 +172,7 @@ class Checkpointer:
                     self._directory / str(step),
                     error,
                 )
-                if not self._read_only:
+                if not self._read_only and jax.process_index() == 0:
                     self._set_aside(step)
         if steps:
             raise DamagedCheckpointError(

@@ -17,6 +17,7 @@ from flax import nnx
 
 from jepa_jax import flags, inference, parts
 from jepa_jax.config import Config
+from jepa_jax.distributed import is_main
 from jepa_jax.evaluation import emoji_motion
 from jepa_jax.evaluation.clips import Subject, load_clips, shuffle_in_time
 from jepa_jax.evaluation.pictures import plot_retrieval
@@ -102,8 +103,8 @@ def format_table(results: dict[str, dict[str, dict]]) -> str:
     return "\n".join([line(header), "-" * len(line(header)), *map(line, rows)])
 
 
-def draw_retrieval(model: Model, path: pathlib.Path, rows: int = 6) -> None:
-    """`retrieval.png`: texts and the clips they found on the first evaluation split."""
+def retrieval_picture(model: Model, rows: int = 6) -> tuple:
+    """What `plot_retrieval` draws: texts and the clips they found on the first evaluation split."""
     config = model.config.eval
     frames, clips = load_clips(model.config, config.splits[0], config.clips)
     subject = Subject(model, frames)
@@ -112,17 +113,24 @@ def draw_retrieval(model: Model, path: pathlib.Path, rows: int = 6) -> None:
     shown = np.linspace(0, len(index) - 1, rows).astype(int)
     found = np.argsort(-(text[shown] @ video.T), axis=1, kind="stable")[:, :5]
     captions = [clips[index[i]].pair("describe")[1] for i in shown]
-    plot_retrieval(path, captions, found, shown, frames[index])
+    return captions, found, shown, frames[index]
 
 
 def evaluate(model: Model, workdir: pathlib.Path, tasks: list[str]) -> None:
-    """Run tasks, write `eval/TASK.json` and `retrieval.png`, print the table."""
+    """Run tasks, write `eval/TASK.json` and `retrieval.png`, print the table.
+
+    Every host takes part, for each holds a share of the model; the first writes.
+    """
     results = run_tasks(model, tasks)
+    drawn = "retrieval" in tasks and model.config.eval.splits
+    picture = retrieval_picture(model) if drawn else None
+    if not is_main():
+        return
     (workdir / "eval").mkdir(exist_ok=True)
     for task, metrics in results.items():
         write_atomically(workdir / "eval" / f"{task}.json", json.dumps(metrics, indent=2) + "\n")
-    if "retrieval" in tasks and model.config.eval.splits:
-        draw_retrieval(model, workdir / "retrieval.png")
+    if picture is not None:
+        plot_retrieval(workdir / "retrieval.png", *picture)
     print(format_table(results))
 
 

@@ -379,10 +379,12 @@ def _valid_pairs(size: int, outputs: int, kernel: int, stride: int, spread: int,
 
 def _splash_flops(i: Instruction, body: dict[str, Instruction]) -> float:
     """Two products of [L, A] by [A, L] forward; backward three for the queries, four for keys and
-    values, the logits computed again in each."""
+    values, the logits computed again in each, or five where one kernel does both."""
     given = [body[x].arrays[0] for x in i.operands]
-    b, heads, length, size = next(a.dims for a in given if len(a.dims) == 4)
+    # Masks and segments are integers; queries come before keys and values.
+    queries = next(a.dims for a in given if a.dtype[0] in "bf" and len(a.dims) >= 3)
     products = 3 if "_dq" in i.name else 4 if "_dkv" in i.name else 2
-    if "_dkv" in i.name and "fused" in i.text:
+    if "_dkv" in i.name and re.search(r'use_fused_bwd_kernel\\?": true', i.text):
         products = 5
-    return 2.0 * products * b * heads * length * length * size
+    *batch, length, size = queries
+    return 2.0 * products * math.prod(batch) * length * length * size

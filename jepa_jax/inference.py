@@ -45,7 +45,10 @@ class Model:
         self._given_tokenizers = tokenizers
         self._lengths = config.data.length_buckets[-1]
         self._graphdef, self._state = nnx.split(model)
-        self._batch_size = config.eval.batch_size
+        # All devices of the mesh in context get as many rows.
+        mesh = jax.sharding.get_abstract_mesh()
+        devices = 1 if mesh.empty else mesh.size
+        self._batch_size = -(-config.eval.batch_size // devices) * devices
 
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration and tokenizers around other weights of the same architecture."""

@@ -47,11 +47,16 @@ class RunLog:
 
     Lines beyond step `start`, which a killed run wrote after its last checkpoint, are dropped: the
     run that goes on from there writes them again. Failures to write (a full disk) are warned about
-    once and training goes on.
+    once and training goes on. Of several hosts one writes; the others only look at the numbers.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: Config, start: int):
+    def __init__(self, workdir: pathlib.Path, config: Config, start: int, *, write: bool = True):
         self._config = config
+        self._writes = write
+        self._waited = 0.0
+        self._since = (start, time.perf_counter())
+        if not write:
+            return
         path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= start]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -59,8 +64,6 @@ class RunLog:
         # TensorBoard's own event writer needs no TensorFlow.
         self._events = EventFileWriter(str(workdir / "tensorboard"))
         self._bar = tqdm(total=config.steps, initial=start, unit="step", desc=config.name, mininterval=0.5)
-        self._waited = 0.0
-        self._since = (start, time.perf_counter())
         self._warned = False
 
     @contextlib.contextmanager
@@ -80,6 +83,8 @@ class RunLog:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(scalars[name]):
                 raise NotFiniteError(f"{name} is {scalars[name]} at step {step}")
+        if not self._writes:
+            return scalars
         self._bar.update(1)
         if step % self._config.log_every == 0 or step == self._config.steps:
             now = time.perf_counter()
@@ -95,6 +100,8 @@ class RunLog:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line and one TensorBoard event."""
+        if not self._writes:
+            return
         values = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
         try:
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
@@ -106,6 +113,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close the bar and both files."""
+        if not self._writes:
+            return
         self._bar.close()
         self._file.close()
         self._events.close()

@@ -10,6 +10,7 @@ from flax import nnx
 from jepa_jax.data.tokenizer import Tokenizer
 from jepa_jax.models.vl_jepa import normalise_frames, unit
 from jepa_jax.parts import Part, abstract_module, filled
+from jepa_jax.sharding import to_host
 
 _BATCH_SIZE = 16
 
@@ -37,7 +38,7 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray) -> np.
             rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
         # Not read here: every batch is dispatched before the first result is copied back.
         results.append(function(state, *rows, graphdef=graphdef))
-    return np.concatenate([np.asarray(r) for r in results])[:count]
+    return np.concatenate([to_host(r) for r in results])[:count]
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Matrices below this many elements are cheaper to keep whole on every device than to gather.
@@ -77,3 +77,10 @@ def shard_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, ja
     """This host's rows of a batch to global arrays: `{name: [B / hosts, ...]}` -> `[B, ...]`."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole of an array on every host, wherever its pieces are."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)

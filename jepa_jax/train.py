@@ -19,7 +19,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jepa_jax import evaluate, flags
+from jepa_jax import distributed, evaluate, flags
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import Config
 from jepa_jax.data import pipeline
@@ -34,12 +34,22 @@ from jepa_jax.step import jit_train_step
 
 
 class _StopFlag:
-    """Set by SIGTERM and SIGINT; the loop looks at it between steps. A second signal kills."""
+    """Set by SIGTERM and SIGINT; the loop looks at it between steps. A second signal kills.
+
+    Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all.
+    """
 
     def __init__(self):
         self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._set)
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._set)
+
+    def look(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if distributed.asked_to_stop(step):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
 
     def _set(self, number, _):
         self.signal = number
@@ -87,11 +97,13 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh(config.fsdp)
         initial = open_initial(config, mesh)
-        dataset, tokenizers = open_data(config, mesh)
-        by_recall = config.checkpoint.best_metric == "recall_at_1"
-        validation = evaluate.Validation(config, tokenizers) if by_recall else None
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "config.json", flags.config_to_json(config))
+        with distributed.main_first():
+            dataset, tokenizers = open_data(config, mesh)
+            by_recall = config.checkpoint.best_metric == "recall_at_1"
+            validation = evaluate.Validation(config, tokenizers) if by_recall else None
+            workdir.mkdir(parents=True, exist_ok=True)
+            if distributed.is_main():
+                write_atomically(workdir / "config.json", flags.config_to_json(config))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     with jax.set_mesh(mesh), contextlib.closing(checkpointer):
         graphdef, template = abstract_state(config, mesh)
@@ -108,10 +120,11 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         else:
             start, items, data_state = restored
             state = from_items(items, config)
-            print(f"resuming from step {start} of {config.steps}")
+            if distributed.is_main():
+                print(f"resuming from step {start} of {config.steps}")
         step_fn = jit_train_step(template)
         iterator = pipeline.iterate(dataset, config.data, data_state)
-        log = RunLog(workdir, config, start)
+        log = RunLog(workdir, config, start, write=distributed.is_main())
         unlogged = None
         with contextlib.closing(log):
             for step in range(start + 1, config.steps + 1):
@@ -122,7 +135,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
                 if unlogged:
                     log.step(*unlogged)
                 unlogged = (step, metrics)
-                if step % config.checkpoint.every and step < config.steps and not stop.signal:
+                stopping = stop.look(step)
+                if step % config.checkpoint.every and step < config.steps and not stopping:
                     continue
                 scores = log.step(*unlogged)  # raises before a state that is not finite is saved
                 unlogged = None
@@ -131,19 +145,38 @@ def train(config: Config, workdir: pathlib.Path) -> int:
                     log.write(step, recall)
                     scores |= recall
                 checkpointer.save(step, to_items(state), iterator.get_state(), scores)
-                if stop.signal and step < config.steps:
+                if stopping and step < config.steps:
                     checkpointer.wait()
-                    print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
+                    if distributed.is_main():
+                        print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
                     return 128 + stop.signal
         checkpointer.wait()
-    plot_loss(workdir)
-    model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
-    if config.eval.splits:
-        evaluate.evaluate(model, workdir, list(TASKS))
+        if distributed.is_main():
+            plot_loss(workdir)
+        if config.eval.splits:
+            model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
+            evaluate.evaluate(model, workdir, list(TASKS))
     if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
         print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
         return 1
     return 0
+
+
+# What may differ when a run goes on: where and how fast it runs, not what it computes.
+_FREE_TO_CHANGE = {
+    "fsdp",
+    "micro_batches",
+    "keep_visual_tokens",
+    "log_every",
+    "model.remat",
+    "model.scan_layers",
+    "loss.chunk",
+    "data.data_dir",
+    "data.threads",
+    "data.prefetch",
+    "checkpoint.every",
+    "checkpoint.keep",
+}
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
@@ -156,7 +189,7 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     changed = [
         f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and name not in _FREE_TO_CHANGE
     ]
     if changed:
         raise flags.UsageError(
@@ -170,12 +203,15 @@ def main(arguments: list[str]) -> int:
     parser = flags.parser(__doc__)
     parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
     parser.add_argument("--workdir", help="where everything is written (default: runs/NAME)")
+    distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
     workdir = pathlib.Path(values.workdir or f"runs/{config.name}").absolute()
     check_workdir(config, workdir)
+    distributed.initialize(values)
     try:
-        return train(config, workdir)
+        with distributed.ending_together(workdir):
+            return train(config, workdir)
     except NotFiniteError as error:
         print(f"error: {error}; the last good checkpoint is in {workdir}", file=sys.stderr)
         return 1

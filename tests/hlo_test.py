@@ -91,8 +91,8 @@ TPU = """HloModule step
 dynamic_slice_sizes={1,128,256}
   %bitcast = bf16[128,256]{1,0:T(8,128)(2,1)} bitcast(%slice)
   %param_1 = bf16[4,16,128]{2,1,0:T(8,128)(2,1)} parameter(1)
-  ROOT %convolution.1 = bf16[4,16,256]{2,1,0:T(8,128)(2,1)} convolution(%param_1, %bitcast), window={size=1}, \
-dim_labels=0bf_io0->0bf
+  ROOT %convolution.1 = bf16[4,16,256]{2,1,0:T(8,128)(2,1)} convolution(%param_1, %bitcast), \
+window={size=1}, dim_labels=0bf_io0->0bf
 }
 
 %body (carry: (s32[], bf16[4,16,128], bf16[8,128,256])) -> (s32[], bf16[4,16,128], bf16[8,128,256]) {

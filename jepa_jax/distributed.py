@@ -1,0 +1,123 @@
+"""Several hosts as one run: how they find one another, and how they stop together."""
+
+import argparse
+import contextlib
+import glob
+import os
+import sys
+from collections.abc import Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+from jepa_jax import flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `initialize`."""
+    environ = os.environ.get
+    group = parser.add_argument_group("several hosts, where no cluster manager says so")
+    group.add_argument("--coordinator", metavar="HOST:PORT", default=environ("JAX_COORDINATOR_ADDRESS"))
+    group.add_argument("--processes", type=int, metavar="N", default=environ("JAX_NUM_PROCESSES"))
+    group.add_argument("--process", type=int, metavar="I", default=environ("JAX_PROCESS_ID"))
+    group.add_argument("--heartbeat", type=int, metavar="SECONDS", default=100, help="until a host is lost")
+
+
+def on_a_cluster(environ: Mapping[str, str]) -> bool:
+    """Whether a manager that JAX knows runs several processes: Cloud TPU, GKE, SLURM or Open MPI.
+
+    A laptop must not wait for others, so this asks for a number above one wherever there is one.
+    """
+    number = lambda name: int(environ.get(name, "1") or 1)
+    several_tpu_hosts = len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    several_slices = number("MEGASCALE_NUM_SLICES") > 1
+    slurm = "SLURM_JOB_ID" in environ and number("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in environ
+    return several_tpu_hosts or several_slices or slurm or number("OMPI_COMM_WORLD_SIZE") > 1
+
+
+def _on_a_tpu_machine() -> bool:
+    """A Cloud TPU machine, whose metadata server knows the others."""
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and (
+        "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+    )
+
+
+def initialize(values: argparse.Namespace) -> None:
+    """Join the other hosts of this run, if there are any. Before the first use of a device.
+
+    Args:
+      values: parsed flags of `add_arguments`.
+
+    Raises:
+      UsageError: only some of the flags, or impossible ones.
+    """
+    given = {name: getattr(values, name) for name in ("coordinator", "processes", "process")}
+    named = [name for name, value in given.items() if value is not None]
+    if 0 < len(named) < len(given):
+        missing = ", ".join(f"--{name}" for name in given if name not in named)
+        raise flags.UsageError(f"--{named[0]} goes with the other two flags of several hosts: add {missing}")
+    # The library of collectives between processes on CPUs, which JAX does not turn on by itself.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if named:
+        count, index = int(values.processes), int(values.process)
+        if not 0 <= index < count:
+            raise flags.UsageError(f"--process={index} is not one of the {count} from 0 to {count - 1}")
+        if ":" not in values.coordinator:
+            raise flags.UsageError(f"--coordinator={values.coordinator!r} is no HOST:PORT")
+        where = {"coordinator_address": values.coordinator, "num_processes": count, "process_id": index}
+    elif on_a_cluster(os.environ) or _on_a_tpu_machine():
+        where = {}
+    else:
+        # A client without others would want them.
+        jax.config.update("jax_cpu_collectives_implementation", None)
+        return
+    jax.distributed.initialize(**where, heartbeat_timeout_seconds=values.heartbeat)
+
+
+def is_main() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def main_first():
+    """The first process runs the body before the others do: it prepares what they then find."""
+    if not is_main():
+        multihost_utils.sync_global_devices("main_first")
+    try:
+        yield
+    finally:
+        if is_main() and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("main_first")
+
+
+def asked_to_stop(step: int) -> bool:
+    """Whether some host got SIGTERM and this is the step after which all of them stop.
+
+    To be called at every step on every host. JAX's coordination service carries the notice.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def ending_together(workdir):
+    """A host that fails where others wait for it must not leave them, nor itself, waiting.
+
+    Ends the process at once, with status 1 and a sentence: what runs at a normal end would wait for
+    hosts that are gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or isinstance(error, flags.UsageError):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} stops, for another host was lost "
+            f"or something failed here ({reason[:300]}); start the same command on all hosts again: it goes "
+            f"on from the last checkpoint in {workdir}",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(1)

@@ -1,0 +1,199 @@
+"""One run on several hosts: real processes that talk over the loopback."""
+
+import argparse
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jepa_jax import distributed, flags
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS, DEVICES = 12, 4
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """One dataset and one compilation cache for all runs of this file."""
+    return tmp_path_factory.mktemp("data")
+
+
+def start(workdir, data_dir, processes: int, devices: int, *arguments: str) -> list[subprocess.Popen]:
+    """The processes of a run, each with so many devices; each writes to WORKDIR-I.log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        # They compile much and run little.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "jepa_jax.train", "--config=tests/tiny_config.py"]
+    command += ["--config.data.length_buckets=((16,16),)"]
+    command += [f"--workdir={workdir}", f"--config.data.data_dir={data_dir}", f"--config.steps={STEPS}"]
+    started = []
+    for i in range(processes):
+        several = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
+        log = open(f"{workdir}-{i}.log", "w")  # noqa: SIM115 - the process writes to it
+        started.append(
+            subprocess.Popen(
+                [*command, *arguments, *(several if processes > 1 else []), "--heartbeat=10"],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    return started
+
+
+def finish(processes: list[subprocess.Popen], workdir) -> list[tuple[int, str]]:
+    """(exit status, output) of each; killed where they hang."""
+    try:
+        for process in processes:
+            process.wait(timeout=240)
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        (process.returncode, pathlib.Path(f"{workdir}-{i}.log").read_text())
+        for i, process in enumerate(processes)
+    ]
+
+
+def succeed(workdir, data_dir, processes: int, devices: int, *arguments: str) -> list[str]:
+    ended = finish(start(workdir, data_dir, processes, devices, *arguments), workdir)
+    assert all(status == 0 for status, _ in ended), ended
+    return [output for _, output in ended]
+
+
+def losses(workdir) -> np.ndarray:
+    """[steps, 4] of every step that training wrote."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    names = ("step", "loss", "grad_norm", "temperature")
+    return np.array([[row[name] for name in names] for row in rows if "loss" in row])
+
+
+def steps_done(workdir) -> int:
+    file = workdir / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def wait_for(processes: list[subprocess.Popen], condition) -> None:
+    while all(process.poll() is None for process in processes) and not condition():
+        time.sleep(0.01)
+
+
+EVALUATED = (
+    "--config.checkpoint.best_metric=recall_at_1",
+    "--config.eval.splits=('validation',)",
+    "--config.eval.clips=20",
+    "--config.eval.retrieval_clips=12",
+    "--config.eval.batch_size=6",
+)
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """The run on one host."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    succeed(workdir, data_dir, 1, DEVICES, *EVALUATED)
+    return workdir
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_several_hosts_are_one_run(alone, data_dir, tmp_path, hosts):
+    """The same losses, the same evaluation, one writer."""
+    workdir = tmp_path / "run"
+    evaluated = EVALUATED if hosts == 2 else ()
+    outputs = succeed(workdir, data_dir, hosts, DEVICES // hosts, *evaluated)
+    assert losses(workdir)[:, 0].tolist() == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+    for output in outputs[1:]:
+        assert "step/s" not in output
+        assert "retrieval" not in output
+    if not evaluated:
+        return
+    assert {p.name for p in workdir.iterdir()} == {p.name for p in alone.iterdir()}
+    for file in (alone / "eval").iterdir():
+        ours, theirs = (json.loads(path.read_text()) for path in (workdir / "eval" / file.name, file))
+        assert ours.keys() == theirs.keys()
+        for name, metric in theirs.items():
+            # A near tie between two clips may fall either way; no more than one of them.
+            assert abs(ours[name]["value"] - metric["value"]) <= 1.01 / min(metric["n"], 12), name
+    assert "what_is_it" in outputs[0]
+
+
+@pytest.mark.parametrize("killed", [1, 0], ids=["a host", "the coordinator"])
+def test_a_lost_host_stops_the_others_and_the_same_command_goes_on(alone, data_dir, tmp_path, killed):
+    workdir = tmp_path / "run"
+    processes = start(workdir, data_dir, 2, DEVICES // 2)
+    wait_for(processes, lambda: steps_done(workdir) >= 5)
+    processes[killed].send_signal(signal.SIGKILL)
+    status, output = finish(processes, workdir)[1 - killed]
+    assert status not in (0, -signal.SIGKILL), output
+    assert "another host was lost" in output or "another task died" in output
+    outputs = succeed(workdir, data_dir, 2, DEVICES // 2)
+    assert "resuming from step" in outputs[0]
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+
+
+def test_sigterm_to_one_host_saves_on_all_and_one_host_goes_on(alone, data_dir, tmp_path):
+    """Four hosts stop after the same step; the run ends on one, with one device and no fsdp."""
+    workdir = tmp_path / "run"
+    processes = start(workdir, data_dir, 4, 1)
+    wait_for(processes, lambda: steps_done(workdir) >= 4)
+    processes[2].send_signal(signal.SIGTERM)
+    ended = finish(processes, workdir)
+    assert [status for status, _ in ended] == [128 + signal.SIGTERM] * 4, ended
+    done = int(losses(workdir)[-1, 0])
+    assert f"SIGTERM: saved step {done}" in ended[0][1]
+    (output,) = succeed(workdir, data_dir, 1, 1, "--config.fsdp=1", "--config.micro_batches=2")
+    assert f"resuming from step {done} of {STEPS}" in output
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--processes=2"], "--processes goes with the other two flags of several hosts: add --coordinator"),
+        (["--coordinator=h:1", "--processes=2", "--process=2"], "--process=2 is not one of the 2"),
+        (["--coordinator=h", "--processes=2", "--process=0"], "--coordinator='h' is no HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_sentence(arguments, sentence):
+    parser = argparse.ArgumentParser()
+    distributed.add_arguments(parser)
+    with pytest.raises(flags.UsageError) as error:
+        distributed.initialize(parser.parse_args(arguments))
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("environ", "several"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1", "TPU_WORKER_ID": "1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        # An interactive allocation: nothing was started on the other nodes.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+    ],
+)
+def test_only_a_manager_of_several_processes_is_waited_for(environ, several):
+    assert distributed.on_a_cluster(environ) is several
