@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jepa_jax/__init__.py").read_text()).group(1)
 
+# The TPU's compiler, which needs no TPU.
+LIBTPU = 'libtpu>=0.0.40; sys_platform == "linux" and platform_machine == "x86_64"'
+
 EXTRAS = {
     # Accelerators: the same program, another JAX back end.
     "tpu": ["jax[tpu]>=0.10.2"],
@@ -22,7 +25,8 @@ EXTRAS = {
         "tiktoken>=0.7",
         "sentence-transformers>=5.0",
     ],
-    "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "psutil>=6"],
+    "preflight": [LIBTPU],
+    "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "psutil>=6", LIBTPU],
 }
 
 setup(

@@ -33,8 +33,9 @@ config = Config(
         dataset="image_captions",
         frames=1,
         resize=292,
-        # Without a query there is only the first token of an empty text.
-        length_buckets=((1, 32), (1, 64), (1, 128), (1, 512)),
+        # Without a query there is only the first token of an empty text. Captions of web images are
+        # short; the few of more than 128 tokens are cut.
+        length_buckets=((1, 32), (1, 64), (1, 128)),
         query_tokenizer="weights/llama-3.2-1b",
         target_tokenizer="weights/embeddinggemma-300m",
     ),

@@ -16,6 +16,8 @@ if __name__ == "__main__":  # before JAX is imported: the compiler need not look
             "TPU_ACCELERATOR_TYPE": "v5p-8",
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_WORKER_ID": "0",
+            # It takes no chip, so another that compiles need not wait.
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
     )
@@ -128,7 +130,7 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
         try:
             compiled = lowered.compile(compiler_options=dump)
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+            used = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", str(error))
             if used is None:
                 raise
             power = "KMGT".index(used.group(2)) + 1

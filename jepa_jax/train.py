@@ -93,6 +93,9 @@ def train(config: Config, workdir: pathlib.Path) -> int:
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
     """
     stop = _StopFlag()
+    if jax.config.jax_compilation_cache_dir is None:
+        # A run that goes on does not compile again; several hosts read what the first wrote.
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
     # All that can be wrong with the configuration comes out before anything is written.
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh(config.fsdp)

@@ -1,5 +1,9 @@
 """Shared by all tests. The small configs and models are in `tests/tiny.py`."""
 
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # of processes that tests start, too; libtpu would look for its chips
+
 import jax
 
 # Before the first use of a device: tests of sharding need several.

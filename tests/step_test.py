@@ -89,6 +89,21 @@ def test_a_frozen_encoder_that_is_kept_runs_once(factor, keep, runs):
     assert sum(e.primitive.name == "convert_element_type" for e in frames) == runs
 
 
+def test_pieces_take_less_memory():
+    """The compiler's plan for temporaries: an eighth of the clips at a time."""
+
+    def temporary(function, pieces):
+        config = dataclasses.replace(config_for("info_nce"), micro_batches=pieces, batch_size=64)
+        graphdef, state = tiny.state(config)
+        batch = jax.tree.map(jax.numpy.asarray, tiny.batch(64, config.model))
+        step = jax.jit(functools.partial(function, config=config), static_argnames="graphdef")
+        lowered = step.lower(state.trained, state.frozen, graphdef=graphdef, batch=batch, key=state.key)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    whole = temporary(jax.value_and_grad(loss_fn, has_aux=True), 1)
+    assert temporary(gradients_in_pieces, 8) < 0.4 * whole
+
+
 def test_plain_accumulation_would_be_noticed():
     """The mean of the pieces' own losses sees fewer negatives: another loss, another gradient."""
     config = config_for("info_nce")

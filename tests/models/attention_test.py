@@ -197,10 +197,12 @@ def test_what_the_compiler_splits_over_devices_takes_xla_s_path_and_what_one_dev
     assert {AxisType.Auto} == set(mesh.axis_types)
 
 
-def test_splash_compiles_for_a_tpu_at_the_sizes_of_every_part():
+def test_splash_compiles_for_a_tpu_at_the_sizes_of_every_part(monkeypatch):
     """Forward and backward, with padding, lengths that are no multiple of a tile, head sizes 64 and
     256, and a stack's choice between two masks. The compiler is the TPU's own and needs no TPU."""
     pytest.importorskip("libtpu", reason="the TPU's compiler, of the extra `tpu`")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
     mesh = Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     # The kernel takes bfloat16 and the precision that goes with it; the tests' own is the highest.

@@ -1,0 +1,112 @@
+"""Preflight: the TPU's own compiler on this machine, at the size of the tiny model."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("libtpu", reason="the TPU's compiler, of the extras `preflight` and `test`")
+
+from jepa_jax import flags, preflight
+from jepa_jax.chips import CHIPS
+from jepa_jax.flops import model_flops
+from tests.tiny_config import config as tiny
+from tests.train_test import CONFIG, ROOT
+
+LENGTHS = tiny.data.length_buckets[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_machine_to_look_for(monkeypatch):
+    """What the command sets before it imports JAX."""
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5p-8"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_WORKER_ID", "0"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "jepa_jax.preflight", f"--config={CONFIG}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_command_prints_and_writes_what_a_step_costs(tmp_path):
+    out = tmp_path / "preflight.json"
+    done = run("--topology=v5p:2x2x1", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert (found["chips"], found["chip"]["name"], found["fits"]) == (4, "v5p", True)
+    memory = dict(found["memory_bytes"])
+    assert memory.pop("total") == pytest.approx(sum(memory.values()))
+    assert all(value >= 0 for value in memory.values())
+    # One uint8 frame batch and its texts, a fourth on each chip.
+    texts = tiny.batch_size * (LENGTHS[0] + LENGTHS[1]) * 5 + tiny.batch_size * 4
+    frames = tiny.batch_size * tiny.data.frames * 32 * 32 * 3
+    assert memory["batch"] == (frames + texts) / 4
+    assert found["model_flops"] == sum(model_flops(tiny, *LENGTHS).values()) * tiny.batch_size / 4
+    # What the program does is at least what the definition asks for, and not much more.
+    assert 0.98 < found["flops"] / found["model_flops"] < 1.5
+    chip, bounds = found["chip"], found["bound_seconds"]
+    assert bounds["compute"] == found["flops"] / chip["flops"]
+    assert bounds["memory"] == found["memory_traffic_bytes"] / chip["bandwidth"]
+    assert bounds["network"] == sum(found["network_bytes"].values()) / chip["network"]
+    worst = max(bounds.values())
+    assert found["samples_per_second_per_chip"] == pytest.approx(tiny.batch_size / 4 / worst)
+    assert found["model_flops_utilisation"] == pytest.approx(found["model_flops"] / worst / chip["flops"])
+    assert sum(row["bytes"] for row in found["collectives"]) == pytest.approx(
+        sum(found["network_bytes"].values())
+    )
+    for word in ("total", "collective-permute", "utilisation at most", "bound by", chip["source"]):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(("room", "smallest"), [(900, 2), (500, 3), (80, 24), (60, None)])
+def test_the_smallest_number_of_pieces_that_fits_is_found(room, smallest, monkeypatch):
+    """A step that takes 1,800 bytes over the number of pieces, on a compiler that refuses above 1,000."""
+    tried = []
+
+    def compile_step(config, devices, lengths):
+        needed = 1800 / config.micro_batches
+        tried.append(config.micro_batches)
+        if needed > 1000:
+            raise preflight.DoesNotFitError(needed)
+        return preflight.Compiled({"total": needed}, preflight.Cost(), 0.0)
+
+    monkeypatch.setattr(preflight, "compile_step", compile_step)
+    config = dataclasses.replace(tiny, batch_size=48, fsdp=2)
+    chip = dataclasses.replace(CHIPS[0], memory=float(room))
+    found = preflight.smallest_that_fits(config, [None] * 2, LENGTHS, chip)
+    assert (found and found[0]) == smallest
+    assert len(tried) <= 3, "of the seven numbers that divide 24 clips, by halving"
+
+
+def test_what_the_compiler_says_does_not_fit_is_read():
+    """A batch whose frames alone are more than a chip has."""
+    devices, _ = preflight.open_topology("v5e:2x2")
+    config = dataclasses.replace(tiny, batch_size=4 * 2**21)
+    with pytest.raises(preflight.DoesNotFitError) as error:
+        preflight.compile_step(config, devices, LENGTHS)
+    assert error.value.needed > 16e9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--topology=v5p:5x7"], "no topology that libtpu knows"),
+        (["--topology=abacus:2x2"], "no topology that libtpu knows"),
+        (["--topology=v5e:2x2", "--bucket=7"], "--bucket=7: data.length_buckets has 2"),
+        (["--topology=v5e:4x4"], "batch_size=8 is not a multiple of 16 chips times micro_batches=1"),
+        (["--topology=v5e:2x2", "--config.fsdp=8"], "fsdp=8 does not divide the 4 devices"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, sentence, capsys):
+    assert flags.run(preflight.main, [f"--config={CONFIG}", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert len([line for line in error.splitlines() if line.startswith("error")]) == 1
