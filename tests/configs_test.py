@@ -1,5 +1,6 @@
 """The run configurations that ship: they load, and say what they claim."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -30,6 +31,24 @@ def test_the_paper_s_first_stage():
     assert (config.optim.learning_rate, config.optim.schedule) == (5e-5, "constant")
     assert (config.optim.factors.x_encoder, config.optim.factors.y_encoder) == (0.0, 0.05)
     assert (config.data.resize, config.model.x_encoder.image_size) == (292, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "steps", "frames", "x_encoder", "schedule", "before"),
+    [
+        ("pretrain_video", 12_288, 60_000, 8, 0.0, "constant", "pretrain_images"),
+        ("pretrain_long_video", 4 * 3_072, 10_000, 32, 1.0, "constant", "pretrain_video"),
+        ("finetune", 3_072, 83_000, 8, 0.0, "cosine", "pretrain_long_video"),
+    ],
+)
+def test_the_paper_s_other_stages(name, batch, steps, frames, x_encoder, schedule, before):
+    config = flags.load_config(f"configs/{name}.py")
+    assert dataclasses.replace(config.model, remat="layer") == ModelConfig.paper()
+    assert (config.batch_size, config.steps, config.data.frames) == (batch, steps, frames)
+    assert (config.optim.learning_rate, config.optim.schedule) == (5e-5, schedule)
+    assert (config.optim.factors.x_encoder, config.optim.factors.y_encoder) == (x_encoder, 0.05)
+    assert config.init.model == f"runs/{before}"
+    assert config.data.length_buckets[-1][1] == 512
 
 
 def test_the_open_run_needs_no_gated_weights():
