@@ -1,0 +1,111 @@
+"""Accelerators and their published figures: what a chip computes, holds and moves at best."""
+
+import dataclasses
+
+_GIB = 2**30  # data sheets write GB and mean this: the runtimes report whole GiB, less what they keep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One kind of chip.
+
+    Attributes:
+      name: as its maker calls it.
+      device_kinds: as JAX reports it, `jax.Device.device_kind`.
+      flops: dense bfloat16 FLOP/s at peak.
+      hbm_bytes: memory.
+      hbm_bandwidth: bytes/s between chip and memory.
+      link_bandwidth: bytes/s to other chips, all links together (ICI on TPUs, NVLink on GPUs).
+      source: address of the data sheet.
+    """
+
+    name: str
+    device_kinds: tuple[str, ...]
+    flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
+    source: str
+
+
+CHIPS = (
+    Chip(
+        name="TPU v4",
+        device_kinds=("TPU v4",),
+        flops=275e12,
+        hbm_bytes=32 * _GIB,
+        hbm_bandwidth=1200e9,
+        # Six links of 50 GB/s: arXiv 2304.01433, table 4.
+        link_bandwidth=300e9,
+        source="https://cloud.google.com/tpu/docs/v4",
+    ),
+    Chip(
+        name="TPU v5e",
+        device_kinds=("TPU v5 lite", "TPU v5e"),
+        flops=197e12,
+        hbm_bytes=16 * _GIB,
+        hbm_bandwidth=819e9,
+        link_bandwidth=1600e9 / 8,
+        source="https://cloud.google.com/tpu/docs/v5e",
+    ),
+    Chip(
+        name="TPU v5p",
+        device_kinds=("TPU v5", "TPU v5p"),
+        flops=459e12,
+        hbm_bytes=95 * _GIB,
+        hbm_bandwidth=2765e9,
+        link_bandwidth=4800e9 / 8,
+        source="https://cloud.google.com/tpu/docs/v5p",
+    ),
+    Chip(
+        name="TPU v6e",
+        device_kinds=("TPU v6 lite", "TPU v6e"),
+        flops=918e12,
+        hbm_bytes=32 * _GIB,
+        hbm_bandwidth=1640e9,
+        link_bandwidth=3584e9 / 8,
+        source="https://cloud.google.com/tpu/docs/v6e",
+    ),
+    Chip(
+        name="A100 40GB",
+        device_kinds=("NVIDIA A100-SXM4-40GB",),
+        flops=312e12,
+        hbm_bytes=40 * _GIB,
+        hbm_bandwidth=1555e9,
+        link_bandwidth=600e9,
+        source="https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    Chip(
+        name="A100 80GB",
+        device_kinds=("NVIDIA A100-SXM4-80GB",),
+        flops=312e12,
+        hbm_bytes=80 * _GIB,
+        hbm_bandwidth=2039e9,
+        link_bandwidth=600e9,
+        source="https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    Chip(
+        name="H100 SXM",
+        device_kinds=("NVIDIA H100 80GB HBM3",),
+        # The sheet's 1,979 is with structured sparsity.
+        flops=989.5e12,
+        hbm_bytes=80 * _GIB,
+        hbm_bandwidth=3350e9,
+        link_bandwidth=900e9,
+        source="https://www.nvidia.com/en-us/data-center/h100/",
+    ),
+    Chip(
+        name="H200 SXM",
+        device_kinds=("NVIDIA H200",),
+        flops=989.5e12,  # as above
+        hbm_bytes=141 * _GIB,
+        hbm_bandwidth=4800e9,
+        link_bandwidth=900e9,
+        source="https://www.nvidia.com/en-us/data-center/h200/",
+    ),
+)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX reports under this name; None for a CPU and for kinds that are not listed."""
+    return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
