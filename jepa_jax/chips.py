@@ -1,43 +1,111 @@
-"""Accelerators: published peaks, and where they were published."""
+"""Accelerators and their published figures: what a chip computes, holds and moves at best."""
 
 import dataclasses
 
+_GIB = 2**30  # data sheets write GB and mean this: the runtimes report whole GiB, less what they keep
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip.
+    """One kind of chip.
 
     Attributes:
-      kinds: how JAX names it (`device.device_kind`).
-      flops: bfloat16 matrix products, FLOP/s, dense.
-      memory: bytes of high-bandwidth memory. bandwidth: of that memory, bytes/s.
-      network: bytes/s that a chip sends to its neighbours, over all its links.
-      source: where the figures are from.
+      name: as its maker calls it.
+      device_kinds: as JAX reports it, `jax.Device.device_kind`.
+      flops: dense bfloat16 FLOP/s at peak.
+      hbm_bytes: memory.
+      hbm_bandwidth: bytes/s between chip and memory.
+      link_bandwidth: bytes/s to other chips, all links together (ICI on TPUs, NVLink on GPUs).
+      source: address of the data sheet.
     """
 
     name: str
-    kinds: tuple[str, ...]
+    device_kinds: tuple[str, ...]
     flops: float
-    memory: float
-    bandwidth: float
-    network: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
     source: str
 
 
-_TPU = "https://cloud.google.com/tpu/docs/"
-_GPU = "https://www.nvidia.com/en-us/data-center/"
-_GBIT = 1e9 / 8
 CHIPS = (
-    Chip("v4", ("TPU v4",), 275e12, 32e9, 1228e9, 2400 * _GBIT, _TPU + "v4"),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9, 1600 * _GBIT, _TPU + "v5e"),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95e9, 2765e9, 4800 * _GBIT, _TPU + "v5p"),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32e9, 1640e9, 3584 * _GBIT, _TPU + "v6e"),
-    Chip("A100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9, _GPU + "a100/"),
-    Chip("H100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9, _GPU + "h100/"),
-    Chip("H200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, _GPU + "h200/"),
+    Chip(
+        name="TPU v4",
+        device_kinds=("TPU v4",),
+        flops=275e12,
+        hbm_bytes=32 * _GIB,
+        hbm_bandwidth=1200e9,
+        # Six links of 50 GB/s: arXiv 2304.01433, table 4.
+        link_bandwidth=300e9,
+        source="https://cloud.google.com/tpu/docs/v4",
+    ),
+    Chip(
+        name="TPU v5e",
+        device_kinds=("TPU v5 lite", "TPU v5e"),
+        flops=197e12,
+        hbm_bytes=16 * _GIB,
+        hbm_bandwidth=819e9,
+        link_bandwidth=1600e9 / 8,
+        source="https://cloud.google.com/tpu/docs/v5e",
+    ),
+    Chip(
+        name="TPU v5p",
+        device_kinds=("TPU v5", "TPU v5p"),
+        flops=459e12,
+        hbm_bytes=95 * _GIB,
+        hbm_bandwidth=2765e9,
+        link_bandwidth=4800e9 / 8,
+        source="https://cloud.google.com/tpu/docs/v5p",
+    ),
+    Chip(
+        name="TPU v6e",
+        device_kinds=("TPU v6 lite", "TPU v6e"),
+        flops=918e12,
+        hbm_bytes=32 * _GIB,
+        hbm_bandwidth=1640e9,
+        link_bandwidth=3584e9 / 8,
+        source="https://cloud.google.com/tpu/docs/v6e",
+    ),
+    Chip(
+        name="A100 40GB",
+        device_kinds=("NVIDIA A100-SXM4-40GB",),
+        flops=312e12,
+        hbm_bytes=40 * _GIB,
+        hbm_bandwidth=1555e9,
+        link_bandwidth=600e9,
+        source="https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    Chip(
+        name="A100 80GB",
+        device_kinds=("NVIDIA A100-SXM4-80GB",),
+        flops=312e12,
+        hbm_bytes=80 * _GIB,
+        hbm_bandwidth=2039e9,
+        link_bandwidth=600e9,
+        source="https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    Chip(
+        name="H100 SXM",
+        device_kinds=("NVIDIA H100 80GB HBM3",),
+        # The sheet's 1,979 is with structured sparsity.
+        flops=989.5e12,
+        hbm_bytes=80 * _GIB,
+        hbm_bandwidth=3350e9,
+        link_bandwidth=900e9,
+        source="https://www.nvidia.com/en-us/data-center/h100/",
+    ),
+    Chip(
+        name="H200 SXM",
+        device_kinds=("NVIDIA H200",),
+        flops=989.5e12,  # as above
+        hbm_bytes=141 * _GIB,
+        hbm_bandwidth=4800e9,
+        link_bandwidth=900e9,
+        source="https://www.nvidia.com/en-us/data-center/h200/",
+    ),
 )
 
 
-def find_chip(kind: str) -> Chip | None:
-    """The chip that JAX calls so, or None where its peaks are not in the table."""
-    return next((chip for chip in CHIPS if kind in chip.kinds), None)
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX reports under this name; None for a CPU and for kinds that are not listed."""
+    return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)

@@ -1,101 +1,143 @@
-"""Useful work of a training step: what the model's definition asks for, whatever the program does.
+"""Useful work of a training step, counted from the configuration.
 
-Two FLOPs for a multiply-add of a matrix product, attention's among them at its true length. A lookup in
-a table is none, and computing something again is none.
+Two FLOPs a multiply-add of every matrix product, attention's and the pools' included; embeddings are
+lookups, and norms, activations and the optimizer are left out. Nothing that is computed twice to save
+memory counts twice. A product is worth its forward pass, once more where its weights train, and once
+more where a gradient passes through it to parameters below: attention has no weights, but two
+activations that gradients pass to.
 """
 
 import itertools
-import math
 
-from jepa_jax.config import BertConfig, Config, LlamaConfig, XEncoderConfig, YEncoderConfig
-
-
-def _times(work: tuple[float, float], own: float, below: bool) -> float:
-    """A stack's (products with parameters, products of activations) forward, as a step runs them.
-
-    A parameter that trains and an input below which something does each cost as much again; of two
-    activations that are multiplied both have gradients.
-    """
-    weights, attention = work
-    if own:
-        return 3 * (weights + attention)
-    return 2 * weights + 3 * attention if below else weights + attention
+from jepa_jax.config import BertConfig, Config, LlamaConfig, LossConfig, XEncoderConfig, YEncoderConfig
 
 
-def _x_encoder(c: XEncoderConfig, frames: int) -> tuple[float, tuple[float, float], int]:
-    """Forward FLOPs of a clip in the patch embedding and in the blocks, and its visual tokens N."""
-    tokens = math.ceil(frames / c.tubelet_size) * (c.image_size // c.patch_size) ** 2
-    patch = 2.0 * tokens * c.tubelet_size * c.patch_size**2 * 3 * c.width
-    weights = 4 * c.width**2 + 2 * c.width * c.mlp_width
-    return patch, (2.0 * tokens * c.layers * weights, 4.0 * tokens**2 * c.layers * c.width), tokens
+def visible_pairs(length: int, *, window: int | None = None, causal: bool = False) -> int:
+    """(query, key) pairs that a mask lets through over `length` positions: the useful ones."""
+    reach = length if window is None else window
+    before = sum(min(i, reach) for i in range(length))
+    return length + before * (1 if causal else 2)
 
 
-def _gated_layer(c: LlamaConfig | YEncoderConfig) -> float:
-    """Parameters of a Llama or Gemma layer's matrices."""
-    inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
-    return 2 * c.width * (inner + kv) + 3 * c.width * c.mlp_width
+def _projections(config: LlamaConfig | YEncoderConfig) -> int:
+    """Forward FLOPs a token of a gated block's linear maps."""
+    attention = 2 * config.width * config.head_size * (2 * config.heads + 2 * config.kv_heads)
+    return attention + 2 * 3 * config.width * config.mlp_width
 
 
-def _in_window(length: int, window: int) -> float:
-    """Mean number of positions that a position sees within |i - j| <= window."""
-    reach = min(window, length - 1)
-    return (length * (2 * reach + 1) - reach * (reach + 1)) / length
+def _plain_projections(config: XEncoderConfig | BertConfig) -> int:
+    """The same of a block whose MLP has no gate and whose heads are as wide as the model."""
+    return 2 * (4 * config.width**2 + 2 * config.width * config.mlp_width)
 
 
-def _y_encoder(c: YEncoderConfig | BertConfig, length: int) -> tuple[tuple[float, float], float]:
-    """Forward FLOPs of a text in the blocks, and in the Dense heads."""
-    if isinstance(c, BertConfig):
-        weights = 4 * c.width**2 + 2 * c.width * c.mlp_width
-        return (2.0 * length * c.layers * weights, 4.0 * length**2 * c.layers * c.width), 0.0
-    full = c.layers // c.full_every
-    seen = full * length + (c.layers - full) * _in_window(length, c.window)
-    attention = 4.0 * length * seen * c.heads * c.head_size
-    dense = 2.0 * sum(a * b for a, b in itertools.pairwise((c.width, *c.dense_widths)))
-    return (2.0 * length * c.layers * _gated_layer(c), attention), dense
+def visual_tokens(config: XEncoderConfig, frames: int) -> int:
+    """N, the visual tokens of a clip; one frame is repeated to fill a tubelet."""
+    side = config.image_size // config.patch_size
+    return max(frames, config.tubelet_size) // config.tubelet_size * side**2
+
+
+def x_encoder_forward(config: XEncoderConfig, frames: int) -> dict[str, int]:
+    """Forward FLOPs a clip: of the patch embedding, of the blocks' linear maps, of attention."""
+    tokens = visual_tokens(config, frames)
+    patch = 3 * config.tubelet_size * config.patch_size**2
+    return {
+        "patches": 2 * tokens * patch * config.width,
+        "projections": config.layers * tokens * _plain_projections(config),
+        "attention": config.layers * 4 * tokens**2 * config.width,
+    }
+
+
+def _x_encoder(config: Config) -> int:
+    train = config.optim.factors.x_encoder > 0
+    forward = x_encoder_forward(config.model.x_encoder, config.data.frames)
+    # No gradient is wanted of the frames.
+    return forward["patches"] * (1 + train) + (forward["projections"] + forward["attention"]) * (
+        1 + 2 * train
+    )
+
+
+def _predictor(config: Config, query_length: int) -> int:
+    llama, factors, below = config.model.predictor, config.optim.factors, config.optim.factors.x_encoder > 0
+    train, heads = factors.predictor > 0, factors.heads > 0
+    tokens = visual_tokens(config.model.x_encoder, config.data.frames)
+    length = tokens + query_length
+    # Whether a gradient enters the blocks; what they train themselves sits at the very bottom of them.
+    flow = train or heads or below or factors.token_embedding > 0
+    projection = 2 * tokens * config.model.x_encoder.width * llama.width
+    projections = llama.layers * length * _projections(llama)
+    seen = visible_pairs(length, causal=llama.causal)
+    attention = llama.layers * 4 * seen * llama.heads * llama.head_size
+    pool = 2 * length * llama.width
+    output = 2 * llama.width * config.model.embedding_size
+    return (
+        projection * (1 + heads + below)
+        + projections * (1 + train + flow)
+        + attention * (1 + 2 * flow)
+        + pool * (1 + flow)
+        + output * (1 + heads + flow)
+    )
+
+
+def _y_encoder(config: Config, length: int) -> int:
+    text = config.model.y_encoder
+    train, heads = config.optim.factors.y_encoder > 0, config.optim.factors.heads > 0
+    if isinstance(text, BertConfig):
+        stack = text.layers * (length * _plain_projections(text) + 4 * length**2 * text.width)
+        pool, widths = 2 * length * text.width * (text.pool == "mean"), (text.width,)
+    else:
+        full = text.layers // text.full_every
+        seen = full * visible_pairs(length)
+        seen += (text.layers - full) * visible_pairs(length, window=text.window)
+        attention = 4 * seen * text.heads * text.head_size
+        stack = text.layers * length * _projections(text) + attention
+        pool, widths = 2 * length * text.width, (text.width, *text.dense_widths)
+    dense = sum(2 * a * b for a, b in itertools.pairwise(widths))
+    output = 2 * widths[-1] * config.model.embedding_size * config.model.y_projection
+    return (stack + dense) * (1 + 2 * train) + pool * (1 + train) + output * (1 + heads + train)
+
+
+def _products(loss: LossConfig, pairs: int, width: int) -> int:
+    """Forward FLOPs of one side's products for a whole batch; those of two sides share one of them."""
+    match loss.objective:
+        case "info_nce" | "sigmoid":
+            return 2 * pairs**2 * width
+        case "vicreg":
+            return 2 * pairs * width**2
+        case "sigreg":
+            return 2 * pairs * width * loss.sigreg_directions
+        case _:
+            return 0
+
+
+def _loss(config: Config) -> float:
+    pairs, factors = config.batch_size * config.data.pairs_per_clip, config.optim.factors
+    to_predicted = any((factors.x_encoder, factors.predictor, factors.token_embedding, factors.heads))
+    to_target = bool(factors.y_encoder or (factors.heads and config.model.y_projection))
+    forward = _products(config.loss, pairs, config.model.embedding_size)
+    if config.loss.objective in ("info_nce", "sigmoid"):
+        total = forward * (1 + to_predicted + to_target)
+    elif config.loss.objective == "vicreg":  # x^T x on either side: its gradient is two such products
+        total = forward * (2 + 2 * to_predicted + 2 * to_target)
+    else:
+        total = forward * (2 + to_predicted + to_target)
+    return total / config.batch_size
 
 
 def model_flops(config: Config, query_length: int, target_length: int) -> dict[str, float]:
-    """FLOPs of one training step by part, over the batch's (query, target) pairs: per pair.
+    """FLOPs per sample of one training step.
 
-    A part that trains costs its forward pass three times (the gradients of its inputs and of its
-    parameters), a frozen one above which nothing trains once, and one through which gradients pass
-    twice. A clip is encoded once for its `pairs_per_clip`.
+    A sample is a clip with its `pairs_per_clip` pairs: a step has `batch_size` of them.
 
     Args:
-      query_length, target_length: tokens, padding included, as a length bucket gives them.
+      query_length, target_length: tokens of a query and of a target, padding included.
 
     Returns:
-      `x_encoder`, `predictor`, `y_encoder` and `loss`, the last for a whole row of negatives.
+      FLOPs of `x_encoder`, `predictor`, `y_encoder` and `loss`.
     """
-    model, factors = config.model, config.optim.factors
     pairs = config.data.pairs_per_clip
-    patch, blocks, visual = _x_encoder(model.x_encoder, config.data.frames)
-    x_trains, y_trains = factors.x_encoder > 0, factors.y_encoder > 0
-    # What comes first has no inputs that could have gradients.
-    encoder = (1 + x_trains) * patch + _times(blocks, factors.x_encoder, False)
-
-    c = model.predictor
-    length = visual + query_length
-    seen = (length + 1) / 2 if c.causal else length
-    attention = 4.0 * length * seen * c.layers * c.heads * c.head_size
-    below = bool(factors.x_encoder or factors.heads or factors.token_embedding)
-    heads = int(factors.heads > 0)
-    predictor = (
-        (1 + heads + x_trains) * 2.0 * visual * model.x_encoder.width * c.width
-        + _times((2.0 * length * c.layers * _gated_layer(c), attention), factors.predictor, below)
-        + (1 + heads + (below or factors.predictor > 0)) * 2.0 * c.width * model.embedding_size
-    )
-
-    text, dense = _y_encoder(model.y_encoder, target_length)
-    y_encoder = _times(text, factors.y_encoder, False) + (3 if y_trains else 1) * dense
-    if model.y_projection:
-        y_encoder += (1 + heads + y_trains) * 2.0 * model.y_encoder.output_width * model.embedding_size
-    # One product forward and one back for each side that learns.
-    row = 2.0 * config.batch_size * pairs * model.embedding_size
-    sides = 2 + bool(y_trains or (model.y_projection and heads))
     return {
-        "x_encoder": encoder / pairs,
-        "predictor": predictor,
-        "y_encoder": y_encoder,
-        "loss": sides * row if config.loss.has_temperature else 0.0,
+        "x_encoder": _x_encoder(config),
+        "predictor": pairs * _predictor(config, query_length),
+        "y_encoder": pairs * _y_encoder(config, target_length),
+        "loss": _loss(config),
     }

@@ -37,7 +37,7 @@ import jax
 from jax.experimental import topologies
 
 from jepa_jax import flags
-from jepa_jax.chips import Chip, find_chip
+from jepa_jax.chips import Chip, chip_of
 from jepa_jax.config import Config
 from jepa_jax.flops import model_flops
 from jepa_jax.hlo import Cost, Program
@@ -87,7 +87,7 @@ def open_topology(name: str, slices: int = 1) -> tuple[list, Chip]:
             f"--topology={name!r} is no topology that libtpu knows (v5e:4x4, v5p:2x2x2 and v6e:16x16 are): "
             f"{reason}"
         ) from error
-    chip = find_chip(devices[0].device_kind)
+    chip = chip_of(devices[0].device_kind)
     if chip is None:
         raise flags.UsageError(f"--topology={name!r}: no peaks are known of a {devices[0].device_kind}")
     return list(devices), chip
@@ -172,7 +172,7 @@ def smallest_that_fits(config: Config, devices: list, lengths: tuple[int, int], 
             candidates = candidates[middle + 1 :]
             continue
         print(f"micro_batches={pieces} takes {compiled.memory['total'] / 1e9:.1f} GB", file=sys.stderr)
-        if compiled.memory["total"] > chip.memory:
+        if compiled.memory["total"] > chip.hbm_bytes:
             candidates = candidates[middle + 1 :]
         else:
             best, candidates = (pieces, compiled), candidates[:middle]
@@ -183,11 +183,11 @@ def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], 
     """All figures of a compiled step, ready for JSON: bytes, FLOPs and seconds are of one chip and step."""
     cost = compiled.cost
     useful = model_flops(config, *lengths)
-    pairs = config.batch_size * config.data.pairs_per_clip / len(devices)
+    clips = config.batch_size / len(devices)
     bounds = {
         "compute": cost.flops / chip.flops,
-        "memory": cost.memory_bytes / chip.bandwidth,
-        "network": cost.network_bytes / chip.network,
+        "memory": cost.memory_bytes / chip.hbm_bandwidth,
+        "network": cost.network_bytes / chip.link_bandwidth,
     }
     slowest = max(bounds, key=bounds.get)
     collectives = [
@@ -202,17 +202,17 @@ def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], 
         "query_length": lengths[0],
         "target_length": lengths[1],
         "memory_bytes": compiled.memory,
-        "memory_free_fraction": 1 - compiled.memory["total"] / chip.memory,
+        "memory_free_fraction": 1 - compiled.memory["total"] / chip.hbm_bytes,
         "flops": cost.flops,
-        "model_flops": sum(useful.values()) * pairs,
-        "model_flops_by_part": {name: value * pairs for name, value in useful.items()},
+        "model_flops": sum(useful.values()) * clips,
+        "model_flops_by_part": {name: value * clips for name, value in useful.items()},
         "memory_traffic_bytes": cost.memory_bytes,
         "network_bytes": cost.by_kind(),
         "collectives": collectives,
         "bound_seconds": bounds,
         "bound_by": slowest,
-        "samples_per_second_per_chip": pairs / bounds[slowest],
-        "model_flops_utilisation": sum(useful.values()) * pairs / (bounds[slowest] * chip.flops),
+        "samples_per_second_per_chip": clips / bounds[slowest],
+        "model_flops_utilisation": sum(useful.values()) * clips / (bounds[slowest] * chip.flops),
         "compile_seconds": compiled.seconds,
     }
 
@@ -230,12 +230,12 @@ def print_report(found: dict[str, Any]) -> None:
     print("\nmemory of a chip")
     for name, value in found["memory_bytes"].items():
         print(f"  {name:30}{gb(value)}")
-    print(f"  {'of':30}{gb(chip['memory'])}, {found['memory_free_fraction']:.0%} free")
+    print(f"  {'of':30}{gb(chip['hbm_bytes'])}, {found['memory_free_fraction']:.0%} free")
     print("\na step on a chip                    amount       peak, per s         at best")
     rows = (
         ("compute", found["flops"] / 1e12, "TFLOP", chip["flops"] / 1e12),
-        ("memory", found["memory_traffic_bytes"] / 1e9, "GB   ", chip["bandwidth"] / 1e9),
-        ("network", sum(found["network_bytes"].values()) / 1e9, "GB   ", chip["network"] / 1e9),
+        ("memory", found["memory_traffic_bytes"] / 1e9, "GB   ", chip["hbm_bandwidth"] / 1e9),
+        ("network", sum(found["network_bytes"].values()) / 1e9, "GB   ", chip["link_bandwidth"] / 1e9),
     )
     for name, amount, unit, peak in rows:
         print(f"  {name:28}{amount:10.2f} {unit} {peak:10.0f} {unit}{bounds[name] * 1e3:12.2f} ms")
@@ -278,11 +278,11 @@ def main(arguments: list[str]) -> int:
             needed = compiled.memory["total"]
         except DoesNotFitError as error:
             compiled, needed = None, error.needed
-        if needed > chip.memory:
+        if needed > chip.hbm_bytes:
             fits = False
             print(
                 f"{config.name} does not fit {values.topology}: {needed / 1e9:.1f} GB a chip of "
-                f"{chip.memory / 1e9:.0f}; looking for the smallest micro_batches that does",
+                f"{chip.hbm_bytes / 1e9:.0f}; looking for the smallest micro_batches that does",
                 file=sys.stderr,
             )
             found = smallest_that_fits(config, devices, lengths, chip)

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from jepa_jax import flags
-from jepa_jax.config import BertConfig, LlamaConfig, ModelConfig
+from jepa_jax.config import BertConfig, LearningRateFactors, LlamaConfig, ModelConfig
 from jepa_jax.train import main
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -18,7 +18,8 @@ def test_a_config_opens_with_its_command_and_what_to_expect(name):
     config = flags.load_config(f"configs/{name}")
     text = (FOLDER / name).read_text()
     head = text.split('"""')[1]
-    assert f"python -m jepa_jax.train --config=configs/{name}" in head
+    command = "benchmark" if name.startswith("benchmark") else "train"
+    assert f"python -m jepa_jax.{command} --config=configs/{name}" in head
     assert "Expected" in head
     assert config.name == name.removesuffix(".py")
 
@@ -49,6 +50,17 @@ def test_the_paper_s_other_stages(name, batch, steps, frames, x_encoder, schedul
     assert (config.optim.factors.x_encoder, config.optim.factors.y_encoder) == (x_encoder, 0.05)
     assert config.init.model == f"runs/{before}"
     assert config.data.length_buckets[-1][1] == 512
+
+
+def test_the_shape_of_the_comparison():
+    config = flags.load_config("configs/benchmark_cpu.py")
+    model = config.model
+    assert (config.data.frames, model.x_encoder.image_size, config.batch_size) == (8, 128, 8)
+    assert config.data.length_buckets == ((16, 32),)
+    parts = (model.x_encoder, model.predictor, model.y_encoder)
+    assert [(part.layers, part.width) for part in parts] == [(12, 384), (8, 512), (6, 256)]
+    assert (model.compute_dtype, model.remat, model.scan_layers) == ("float32", "none", False)
+    assert config.optim.factors == LearningRateFactors()
 
 
 def test_the_open_run_needs_no_gated_weights():

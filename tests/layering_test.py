@@ -104,11 +104,27 @@ def test_the_package_does_not_import_the_conversion():
     assert not [p for p in imports_under("jepa_jax") if within(p[1], "weights_conversion")]
 
 
+# The one exception: the same model in PyTorch, for the benchmark to compare with.
+TORCH = "jepa_jax.torch_assembly"
+
+
 def test_transformers_is_for_data_and_torch_and_tensorflow_for_nobody():
     for importer, imported in imports_under("jepa_jax"):
+        if importer == TORCH and not within(imported, "tensorflow"):
+            continue
         assert not within(imported, "torch", "tensorflow"), importer
         if within(imported, "transformers"):
             assert within(importer, "jepa_jax.data"), importer
+
+
+def test_the_pytorch_assembly_is_loaded_by_its_worker_alone():
+    importers = [importer for importer, imported in imports_under("jepa_jax") if imported == TORCH]
+    assert importers == ["jepa_jax.comparison"]
+    program = f"import sys, jepa_jax.benchmark; print([m for m in ('torch', {TORCH!r}) if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_private_modules_of_libraries_are_left_alone():

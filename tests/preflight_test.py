@@ -41,7 +41,7 @@ def test_the_command_prints_and_writes_what_a_step_costs(tmp_path):
     done = run("--topology=v5p:2x2x1", f"--out={out}")
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert (found["chips"], found["chip"]["name"], found["fits"]) == (4, "v5p", True)
+    assert (found["chips"], found["chip"]["name"], found["fits"]) == (4, "TPU v5p", True)
     memory = dict(found["memory_bytes"])
     assert memory.pop("total") == pytest.approx(sum(memory.values()))
     assert all(value >= 0 for value in memory.values())
@@ -54,8 +54,8 @@ def test_the_command_prints_and_writes_what_a_step_costs(tmp_path):
     assert 0.98 < found["flops"] / found["model_flops"] < 1.5
     chip, bounds = found["chip"], found["bound_seconds"]
     assert bounds["compute"] == found["flops"] / chip["flops"]
-    assert bounds["memory"] == found["memory_traffic_bytes"] / chip["bandwidth"]
-    assert bounds["network"] == sum(found["network_bytes"].values()) / chip["network"]
+    assert bounds["memory"] == found["memory_traffic_bytes"] / chip["hbm_bandwidth"]
+    assert bounds["network"] == sum(found["network_bytes"].values()) / chip["link_bandwidth"]
     worst = max(bounds.values())
     assert found["samples_per_second_per_chip"] == pytest.approx(tiny.batch_size / 4 / worst)
     assert found["model_flops_utilisation"] == pytest.approx(found["model_flops"] / worst / chip["flops"])
@@ -80,7 +80,7 @@ def test_the_smallest_number_of_pieces_that_fits_is_found(room, smallest, monkey
 
     monkeypatch.setattr(preflight, "compile_step", compile_step)
     config = dataclasses.replace(tiny, batch_size=48, fsdp=2)
-    chip = dataclasses.replace(CHIPS[0], memory=float(room))
+    chip = dataclasses.replace(CHIPS[0], hbm_bytes=room)
     found = preflight.smallest_that_fits(config, [None] * 2, LENGTHS, chip)
     assert (found and found[0]) == smallest
     assert len(tried) <= 3, "of the seven numbers that divide 24 clips, by halving"

@@ -1,0 +1,266 @@
+"""Time a training step, part by part, or beside the same model in PyTorch.
+
+    python -m jepa_jax.benchmark [--config=FILE.py] [--steps=N] [--synthetic] [--out=FILE.json]
+        [--compare=pytorch [--part=step|x_encoder|predictor|y_encoder]] [--config.SECTION.FIELD=VALUE ...]
+
+Times are medians over N steps on batches of the longest length bucket. Parameters are drawn from the
+seed: `init` plays no part. A part is its forward pass and, where anything in it trains, its backward
+pass; compiled alone, the parts need not add up to the step.
+"""
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    from jepa_jax.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from jepa_jax import comparison, flags, timing
+from jepa_jax.chips import chip_of
+from jepa_jax.config import Config
+from jepa_jax.data import pipeline, synthetic
+from jepa_jax.data.tokenizer import load_tokenizers
+from jepa_jax.flops import model_flops
+from jepa_jax.metrics import write_atomically
+from jepa_jax.sharding import make_mesh, shard_global_batch
+
+_PEAK_SIZE = 2048
+
+
+def measured_peak() -> float:
+    """FLOP/s of a large float32 matrix product on this machine: the best of ten."""
+    x = jnp.ones((_PEAK_SIZE, _PEAK_SIZE), jnp.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    best = min(timing.seconds(lambda: product(x, x), 1) for _ in range(10))
+    return 2 * _PEAK_SIZE**3 / best
+
+
+def peak(devices: list[jax.Device]) -> tuple[float | None, str]:
+    """FLOP/s of all devices together, None where it is not known, and where the figure is from."""
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        # Several CPU devices are the cores of one machine.
+        size = _PEAK_SIZE
+        return measured_peak(), f"measured in this run: float32 product of {size} x {size} matrices"
+    chip = chip_of(kind)
+    if chip is None:
+        return None, f"no published figure at hand for {kind!r}"
+    return chip.flops * len(devices), f"{chip.name}, bfloat16, {chip.source}"
+
+
+def open_batches(config: Config, mesh: jax.sharding.Mesh, wanted: bool) -> tuple[Iterator, str]:
+    """Batches of this host, endlessly, and where they come from: the config's dataset, or random
+    numbers where they are `wanted` or the dataset is not to be had."""
+    if not wanted:
+        try:
+            dataset = pipeline.batches(
+                config,
+                pipeline.open_source(config.data),
+                load_tokenizers(config),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            return pipeline.iterate(dataset, config.data, None), config.data.dataset
+        except (ValueError, OSError) as error:
+            why = f"synthetic, because the dataset is not to be had: {str(error).splitlines()[0]}"
+    else:
+        why = "synthetic, as told"
+    rows = slice(jax.process_index(), None, jax.process_count())
+    made = [{k: v[rows] for k, v in synthetic.batch(config, seed).items()} for seed in range(4)]
+    return itertools.cycle(made), why
+
+
+def _time_steps(step: timing.Step, batches: Iterator, mesh, steps: int) -> dict[str, float]:
+    """Medians over steps run as training runs them: step N is under way before N - 1 is read."""
+    waits, whole, previous, last = [], [], None, None
+    for i in range(steps + 3):
+        begin = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - begin)
+        metrics = step(shard_global_batch(batch, mesh))
+        if previous is not None:
+            jax.device_get(previous)
+        previous = metrics
+        now = time.perf_counter()
+        if i > 2:  # the first compiles; from the third on each waits for the one before
+            whole.append(now - last)
+        last = now
+    jax.device_get(previous)
+    return {"step": statistics.median(whole), "data_wait": statistics.median(waits[3:])}
+
+
+def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> dict:
+    """Times of a config's training step on this machine's devices.
+
+    Returns:
+      What `report` prints, plain enough for JSON: `step` and every one of `parts` have `seconds` and,
+      where they are model, `flops` (of all devices together) and `utilisation` (their share of the
+      peak, None where that is not known).
+
+    Raises:
+      UsageError: the batch does not divide over the devices and pieces.
+    """
+    with flags.as_usage_errors(ValueError):
+        mesh = make_mesh(config.fsdp)
+    pieces = config.micro_batches
+    if config.batch_size % (mesh.size * pieces):
+        raise flags.UsageError(
+            f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices"
+            + (f" x micro_batches={pieces}" if pieces > 1 else "")
+        )
+    lengths = config.data.length_buckets[-1]
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, length_buckets=(lengths,)))
+    batches, source = open_batches(config, mesh, synthetic_data)
+    limit, limit_source = peak(jax.devices())
+    flops = {name: x * config.batch_size for name, x in model_flops(config, *lengths).items()}
+    with jax.set_mesh(mesh):
+        step = timing.Step(config, mesh)
+        times = _time_steps(step, batches, mesh, steps)
+        host = next(batches)
+        times["host_to_device"] = timing.seconds(lambda: shard_global_batch(host, mesh), steps)
+        # A batch worked through in pieces is timed by one of them.
+        piece = shard_global_batch({k: v[: len(v) // pieces] for k, v in host.items()}, mesh)
+        visual = None
+        for name in timing.MODEL_PARTS:
+            part = timing.model_part(name, config, mesh)
+            inputs = (piece, visual) if name == "predictor" else (piece,)
+            times[name] = pieces * timing.seconds(lambda f=part, x=inputs: f(*x), steps)
+            if name == "x_encoder":
+                visual, _ = part(piece)
+        del part, inputs, visual
+        times["loss"] = timing.seconds(timing.loss_part(config), steps)
+        times["optimizer"] = timing.seconds(timing.optimizer_part(config, step), steps)
+
+    def figures(name: str, work: float | None) -> dict:
+        found = {"seconds": times[name]}
+        if work is not None:
+            found["flops"] = work
+            found["utilisation"] = work / times[name] / limit if limit else None
+        return found
+
+    order = ("data_wait", "host_to_device", *timing.MODEL_PARTS, "loss", "optimizer")
+    return {
+        "config": config.name,
+        "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+        "data": source,
+        "steps": steps,
+        "batch_size": config.batch_size,
+        "pairs_per_clip": config.data.pairs_per_clip,
+        "frames": config.data.frames,
+        "image_size": config.model.x_encoder.image_size,
+        "query_length": lengths[0],
+        "target_length": lengths[1],
+        "compute_dtype": config.model.compute_dtype,
+        "peak_flops": limit,
+        "peak_source": limit_source,
+        "load_average": _load(),
+        "samples_per_second": config.batch_size / times["step"],
+        "step": figures("step", sum(flops.values())),
+        "parts": {name: figures(name, flops.get(name)) for name in order},
+    }
+
+
+def _load() -> float | None:
+    """Processes that wanted a core over the last minute, this one's included."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def report(found: dict) -> str:
+    """A benchmark's findings as a table."""
+    limit = found["peak_flops"]
+    rows = [
+        f"{found['config']} on {found['devices']} x {found['device']}, {found['compute_dtype']}",
+        f"{found['batch_size']} clips of {found['frames']} frames of {found['image_size']} px, "
+        f"{found['pairs_per_clip']} x ({found['query_length']} query + {found['target_length']} target) "
+        "tokens each",
+        f"data: {found['data']}",
+        f"peak: {limit / 1e9:,.0f} GFLOP/s ({found['peak_source']})" if limit else found["peak_source"],
+        "",
+        f"{'':16}{'ms':>12}{'GFLOP':>12}{'utilisation':>14}",
+    ]
+    for name, part in [*found["parts"].items(), ("whole step", found["step"])]:
+        row = f"{name.replace('_', ' '):16}{1e3 * part['seconds']:12,.2f}"
+        if "flops" in part:
+            row += f"{part['flops'] / 1e9:12,.2f}"
+            row += f"{part['utilisation']:14.1%}" if part["utilisation"] is not None else f"{'unknown':>14}"
+        rows.append(row)
+    return "\n".join([*rows, "", f"{found['samples_per_second']:,.2f} samples/s"])
+
+
+def report_comparison(found: dict) -> str:
+    """A comparison's findings as a table."""
+    rows = [f"{found['config']}, {found['part']}: both sides in turn, {found['steps']} turns each"]
+    for side in comparison.SIDES:
+        figures = found[side]
+        low, high = min(figures["all_seconds"]), max(figures["all_seconds"])
+        rows.append(
+            f"{side:10}{figures['seconds']:10.3f} s  ({low:.3f} to {high:.3f}); "
+            f"idle it used {figures['idle']:.1%} of a core"
+        )
+    speedup = found["speedup"]
+    low, high = min(found["speedups"]), max(found["speedups"])
+    rows.append(
+        f"{speedup:.2f} times PyTorch's speed ({1 / speedup:.2f} of its time): the median of "
+        f"{found['steps']} ratios from {low:.2f} to {high:.2f}"
+    )
+    return "\n".join(rows)
+
+
+def _compare(config: Config, part: str, steps: int) -> dict:
+    if jax.default_backend() != "cpu":
+        raise flags.UsageError("--compare=pytorch compares on a CPU: set JAX_PLATFORMS=cpu")
+    found = comparison.compare(config, part, steps)
+    return {"config": config.name, "part": part, "steps": steps, "load_average": _load()} | found
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; see the module's docstring."""
+    parser = flags.parser(__doc__)
+    parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
+    parser.add_argument("--steps", type=_count, default=10, help="steps to take the median of (default: 10)")
+    parser.add_argument("--synthetic", action="store_true", help="random batches instead of the dataset")
+    parser.add_argument("--out", help="a JSON file (default: runs/NAME.benchmark.json)")
+    parser.add_argument("--compare", choices=["pytorch"], help="run the PyTorch assembly alternately")
+    parser.add_argument("--part", choices=comparison.PARTS, help="what to compare (default: step)")
+    values, overrides = flags.parse(arguments, parser)
+    if values.part and not values.compare:
+        raise flags.UsageError("--part says what to compare: give --compare=pytorch too")
+    config = flags.override(flags.load_config(values.config), overrides)
+    out = pathlib.Path(values.out or f"runs/{config.name}.benchmark.json")
+    with flags.as_usage_errors(OSError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if values.compare:
+        found = _compare(config, values.part or "step", values.steps)
+        text = report_comparison(found)
+    else:
+        found = benchmark(config, values.steps, synthetic_data=values.synthetic)
+        text = report(found)
+    print(text)
+    with flags.as_usage_errors(OSError):
+        write_atomically(out, json.dumps(found, indent=2) + "\n")
+    print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main, sys.argv[1:]))

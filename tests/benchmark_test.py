@@ -1,0 +1,149 @@
+"""The benchmark as a user runs it: in a process of its own, on the tiny model."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jepa_jax import benchmark, comparison, flags
+from jepa_jax.data import pipeline, synthetic
+from jepa_jax.data.tokenizer import load_tokenizers
+from jepa_jax.flops import model_flops
+from tests.tiny_config import config as tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+PARTS = ["data_wait", "host_to_device", "x_encoder", "predictor", "y_encoder", "loss", "optimizer"]
+
+
+def run(out: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[dict, str]:
+    """What a benchmark of the tiny model writes, and what it prints."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = [sys.executable, "-m", "jepa_jax.benchmark", "--config=tests/tiny_config.py", "--steps=2"]
+    done = subprocess.run(
+        [*command, f"--out={out}", f"--config.fsdp={devices}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text()), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("devices", "pieces"), [(1, 1), (2, 2)], ids=["one_device", "two_devices_in_two_pieces"]
+)
+def test_every_part_of_a_step_is_timed(tmp_path, devices, pieces):
+    found, printed = run(
+        tmp_path / "found.json",
+        f"--config.data.data_dir={tmp_path}",
+        f"--config.micro_batches={pieces}",
+        devices=devices,
+    )
+    assert list(found["parts"]) == PARTS
+    for name, part in [*found["parts"].items(), ("whole step", found["step"])]:
+        assert part["seconds"] > 0, name
+        assert name.replace("_", " ") in printed
+    assert (found["data"], found["devices"]) == ("emoji_motion/tiny", devices)
+    assert found["peak_flops"] > 1e8
+    assert "measured in this run" in found["peak_source"]
+    # The longest bucket, 16 and 16 tokens, and 8 clips a step.
+    flops = {name: 8 * x for name, x in model_flops(tiny, 16, 16).items()}
+    assert {name: p["flops"] for name, p in found["parts"].items() if "flops" in p} == flops
+    step = found["step"]
+    assert step["flops"] == sum(flops.values())
+    assert math.isclose(step["utilisation"], step["flops"] / step["seconds"] / found["peak_flops"])
+    assert math.isclose(found["samples_per_second"], 8 / step["seconds"])
+
+
+def test_a_dataset_that_is_not_to_be_had_is_replaced_and_that_is_said(tmp_path):
+    found, printed = run(tmp_path / "found.json", "--config.data.dataset=nowhere")
+    assert "synthetic" in found["data"]
+    assert "nowhere" in found["data"]
+    assert found["data"] in printed
+
+
+def test_in_turns_with_pytorch(tmp_path):
+    pytest.importorskip("torch", reason="the comparison is with PyTorch, of the extra `convert`")
+    found, printed = run(tmp_path / "found.json", "--compare=pytorch")
+    for side in comparison.SIDES:
+        assert min(found[side]["all_seconds"]) > 0
+        # Two models of the same size that start from random numbers.
+        assert all(0.5 < loss < 20 for loss in found[side]["losses"])
+        assert side in printed
+    ours, theirs = (found[side]["all_seconds"] for side in comparison.SIDES)
+    assert len(ours) == len(theirs) == 2
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    assert found["speedups"] == ratios
+    assert math.isclose(found["speedup"], sum(ratios) / 2)
+
+
+@pytest.mark.parametrize("part", ["x_encoder", "predictor"])
+def test_a_part_in_turns_with_pytorch(tmp_path, part):
+    pytest.importorskip("torch", reason="the comparison is with PyTorch, of the extra `convert`")
+    found, printed = run(
+        tmp_path / "found.json",
+        "--compare=pytorch",
+        f"--part={part}",
+        "--config.optim.factors.x_encoder=0.0",
+        "--config.data.pairs_per_clip=2",
+    )
+    assert found["part"] == part
+    assert found["speedup"] > 0
+    assert part in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part=x_encoder"], "--compare=pytorch"),
+        (["--steps=0"], "at least 1"),
+        (["--compare=tensorflow"], "pytorch"),
+        (["--config.batch_size=7", "--config.fsdp=1"], "batch_size=7 is not a multiple"),
+        (["--compare=pytorch", "--config.model.compute_dtype=bfloat16"], "float32"),
+        (["--compare=pytorch", "--config.micro_batches=2"], "micro_batches=1"),
+        (["--out=tests/tiny.py/found.json"], "tests/tiny.py"),
+        (["--config.nothing=1"], "no field 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, message, tmp_path, capsys):
+    if "--compare=pytorch" in arguments:
+        pytest.importorskip("torch", reason="without it, that is what the sentence says")
+    given = ["--config=tests/tiny_config.py", "--synthetic", f"--out={tmp_path / 'found.json'}", *arguments]
+    assert flags.run(benchmark.main, given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_what_the_assembly_lacks_is_said_by_its_worker(tmp_path, capsys):
+    pytest.importorskip("torch", reason="the comparison is with PyTorch, of the extra `convert`")
+    given = ["--config=tests/tiny_config.py", f"--out={tmp_path / 'found.json'}", "--compare=pytorch"]
+    assert flags.run(benchmark.main, [*given, "--config.fsdp=1", "--config.loss.objective=sigmoid"]) == 2
+    assert "InfoNCE" in capsys.readouterr().err
+
+
+def test_synthetic_batches_have_the_pipeline_s_form(tmp_path):
+    config = flags.override(
+        tiny,
+        [
+            ("data.pairs_per_clip", "3"),
+            ("data.length_buckets", "((9, 13),)"),
+            ("data.data_dir", str(tmp_path)),
+        ],
+    )
+    real = pipeline.batches(config, pipeline.open_source(config.data), load_tokenizers(config))[0]
+    made = synthetic.batch(config, 0)
+    assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
+        k: (v.shape, v.dtype) for k, v in real.items()
+    }
+    for name, length in (("query", 9), ("target", 13)):
+        filled = made[f"{name}_mask"].sum(axis=1)
+        assert filled.min() >= length / 2
+        assert filled.max() <= length
