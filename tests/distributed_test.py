@@ -16,7 +16,7 @@ import pytest
 from jepa_jax import distributed, flags
 
 ROOT = pathlib.Path(__file__).parent.parent
-STEPS, DEVICES = 12, 4
+STEPS, DEVICES = 9, 4
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +112,15 @@ def alone(data_dir, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_several_hosts_are_one_run(alone, data_dir, tmp_path, hosts):
-    """The same losses, the same evaluation, one writer."""
+def test_two_hosts_are_one_run(alone, data_dir, tmp_path):
+    """The same losses, the same evaluation, one writer. Four hosts are in the test of SIGTERM."""
     workdir = tmp_path / "run"
-    evaluated = EVALUATED if hosts == 2 else ()
-    outputs = succeed(workdir, data_dir, hosts, DEVICES // hosts, *evaluated)
+    outputs = succeed(workdir, data_dir, 2, DEVICES // 2, *EVALUATED)
     assert losses(workdir)[:, 0].tolist() == list(range(1, STEPS + 1))
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
     for output in outputs[1:]:
         assert "step/s" not in output
         assert "retrieval" not in output
-    if not evaluated:
-        return
     assert {p.name for p in workdir.iterdir()} == {p.name for p in alone.iterdir()}
     for file in (alone / "eval").iterdir():
         ours, theirs = (json.loads(path.read_text()) for path in (workdir / "eval" / file.name, file))
@@ -139,18 +135,20 @@ def test_several_hosts_are_one_run(alone, data_dir, tmp_path, hosts):
 def test_a_lost_host_stops_the_others_and_the_same_command_goes_on(alone, data_dir, tmp_path, killed):
     workdir = tmp_path / "run"
     processes = start(workdir, data_dir, 2, DEVICES // 2)
-    wait_for(processes, lambda: steps_done(workdir) >= 5)
+    wait_for(processes, lambda: steps_done(workdir) >= 4)
     processes[killed].send_signal(signal.SIGKILL)
     status, output = finish(processes, workdir)[1 - killed]
     assert status not in (0, -signal.SIGKILL), output
     assert "another host was lost" in output or "another task died" in output
-    outputs = succeed(workdir, data_dir, 2, DEVICES // 2)
-    assert "resuming from step" in outputs[0]
-    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+    if killed == 1:  # it is one and the same way back
+        outputs = succeed(workdir, data_dir, 2, DEVICES // 2)
+        assert "resuming from step" in outputs[0]
+        np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
 
 def test_sigterm_to_one_host_saves_on_all_and_one_host_goes_on(alone, data_dir, tmp_path):
-    """Four hosts stop after the same step; the run ends on one, with one device and no fsdp."""
+    """Four hosts stop after the same step; the run ends on one, with one device and no fsdp. All losses
+    are those of one host."""
     workdir = tmp_path / "run"
     processes = start(workdir, data_dir, 4, 1)
     wait_for(processes, lambda: steps_done(workdir) >= 4)
