@@ -14,7 +14,8 @@ from jepa_jax.step import gradients_in_pieces, loss_fn
 from tests import tiny
 
 BATCH, PAIRS = 16, 2
-OBJECTIVES = ("info_nce", "sigmoid", "l2", "vicreg", "sigreg")
+# One with negatives, one without, and one that draws random numbers: to the rest they are all alike.
+OBJECTIVES = ("info_nce", "l2", "sigreg")
 
 
 def config_for(objective: str, *, x_encoder: float = 1.0, **changes) -> c.Config:
@@ -60,8 +61,10 @@ def assert_same(actual, expected) -> None:
         assert error <= 1e-5, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize(("devices", "fsdp", "pieces"), [(1, 1, 2), (8, 2, 4)])
+@pytest.mark.parametrize(
+    ("objective", "devices", "fsdp", "pieces"),
+    [*((objective, 8, 2, 4) for objective in OBJECTIVES), ("info_nce", 1, 1, 2)],
+)
 def test_pieces_give_the_gradient_of_the_whole(objective, devices, fsdp, pieces):
     config = config_for(objective)
     split = dataclasses.replace(config, micro_batches=pieces)

@@ -63,7 +63,7 @@ def test_it_is_the_same_state_and_the_next_step_is_the_same(saved, devices, fsdp
 
 def test_frames_travel_as_bytes_and_nothing_else_travels_in_a_steady_loop():
     """Under JAX's guard: what is not put on the devices by name is refused."""
-    mesh, graphdef, template = place(8, 2)
+    mesh, graphdef, template = place(2, 2)
     with jax.set_mesh(mesh):
         step = jit_train_step(template)
         state = jax.device_put(tiny.state(CONFIG)[1], jax.tree.map(lambda x: x.sharding, template))
