@@ -2,11 +2,12 @@
 
 Errors are relative to the root mean square of the reference's values: 1e-4 for their own root mean
 square, 1e-3 for the worst element, in float32 with the highest matmul precision; in bfloat16 the cosine
-between both is at least 0.999. The figures are printed (`pytest -n 0 -s`).
+between both is at least 0.999. The figures are printed (`JEPA_JAX_FULL_SIZE=1 pytest -n 0 -s`).
 """
 
 import gc
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,13 @@ def assert_parity(name: str, run, expected: np.ndarray, keep=slice(None)) -> Non
     assert cosine >= 0.999
 
 
-@pytest.mark.parametrize("shape", [(16, 256, 256), (4, 192, 320)], ids=str)
+# The two longest take minutes of two cores: four frames through all of ViT-L say the same of its weights.
+long = pytest.mark.skipif(
+    "JEPA_JAX_FULL_SIZE" not in os.environ, reason="takes minutes: set JEPA_JAX_FULL_SIZE=1 to run it"
+)
+
+
+@pytest.mark.parametrize("shape", [pytest.param((16, 256, 256), marks=long), (4, 192, 320)], ids=str)
 def test_vit_l(shape):
     """At its own size, and at one that is neither square nor 256 pixels, for which the reference, which
     counts on the square of its crop, is told the places."""
@@ -83,6 +90,7 @@ def test_vit_l(shape):
     assert_parity(f"ViT-L {shape}", run, expected)
 
 
+@long
 def test_eight_llama_layers_at_2560_positions():
     """Both directions, the second half of one row's last positions being padding."""
     config = c.LlamaConfig.llama_3_2_1b(layers=8)
