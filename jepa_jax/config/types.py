@@ -1,0 +1,30 @@
+"""Types and checks that all configurations share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+OPTIONS = {
+    "frozen": True,
+    "kw_only": True,
+    "config": ConfigDict(extra="forbid", strict=True, validate_default=False),
+}
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# What a layer computes again in its backward pass: nothing; norms, activations and rotations; those and
+# the wide products of its MLP; all of it.
+Remat = Literal["none", "elementwise", "mlp", "layer"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    """Raise ValueError, with both names, unless one value is a multiple of the other."""
+    if value % divisor:
+        raise ValueError(
+            f"{name}={value} is not a multiple of {divisor_name}={divisor}: choose values that divide"
+        )
