@@ -18,8 +18,11 @@ from jepa_jax.data import synthetic
 
 PARTS = ("step", "x_encoder", "predictor", "y_encoder")
 SIDES = ("jepa_jax", "pytorch")
-# Batches that the turns go round.
+# Batches that the runs go round.
 _BATCHES = 3
+# A turn is a loop, as training is one: its first run finds caches and memory that the other side has
+# had, and does not count.
+_RUNS = 3
 # Threads that still wait for work after a turn give up in far less than this.
 _PAUSE_SECONDS = 0.05
 
@@ -52,8 +55,8 @@ def _ours(config: Config, part: str) -> Callable[[int], float | None]:
     if part == "step":
         step = Step(config, mesh)
 
-        def run_step(turn):
-            loss = step(shard_global_batch(batches[turn % _BATCHES], mesh))["loss"]
+        def run_step(i):
+            loss = step(shard_global_batch(batches[i % _BATCHES], mesh))["loss"]
             jax.block_until_ready(step.state)
             return float(loss)
 
@@ -62,8 +65,8 @@ def _ours(config: Config, part: str) -> Callable[[int], float | None]:
     visual = [model_part("x_encoder", config, mesh)(placed[0])[0]] if part == "predictor" else []
     function = model_part(part, config, mesh)
 
-    def run_part(turn):
-        jax.block_until_ready(function(placed[turn % _BATCHES], *visual))
+    def run_part(i):
+        jax.block_until_ready(function(placed[i % _BATCHES], *visual))
 
     return run_part
 
@@ -75,10 +78,10 @@ def _theirs(config: Config, part: str) -> Callable[[int], float | None]:
     batches = [synthetic.batch(config, seed) for seed in range(_BATCHES)]
     if part == "step":
         step = torch_assembly.Step(torch_assembly.Assembly.from_config(config), config)
-        return lambda turn: step(batches[turn % _BATCHES])
+        return lambda i: step(batches[i % _BATCHES])
     run = torch_assembly.part(part, config)
     placed = [torch_assembly.to_torch(batch) for batch in batches]
-    return lambda turn: run(placed[turn % _BATCHES])
+    return lambda i: run(placed[i % _BATCHES])
 
 
 def _work(side: str, config: Config, part: str, pipe: Connection) -> None:
@@ -95,9 +98,11 @@ def _work(side: str, config: Config, part: str, pipe: Connection) -> None:
     idle_since = time.process_time()
     while (turn := pipe.recv()) is not None:
         idle = time.process_time() - idle_since
+        run(_RUNS * turn)
         begin = time.perf_counter()
-        loss = run(turn)
-        taken = time.perf_counter() - begin
+        for i in range(1, _RUNS):
+            loss = run(_RUNS * turn + i)
+        taken = (time.perf_counter() - begin) / (_RUNS - 1)
         time.sleep(_PAUSE_SECONDS)
         idle_since = time.process_time()
         pipe.send((taken, idle, loss))
@@ -109,12 +114,12 @@ def compare(config: Config, part: str, turns: int) -> dict:
     Args:
       part: of `PARTS`; "step" is the whole training step from a batch on the host, the others their
         forward pass and, where something in them trains, the backward pass.
-      turns: of each side.
+      turns: of each side, `_RUNS` runs each, of which the first does not count.
 
     Returns:
-      Per side `seconds` (median), `all_seconds`, `losses` (None for a part) and `idle`, the share of
-      the other's time in which it used a core; `speedup`, the median over the turns of PyTorch's time
-      over ours, and `speedups`.
+      Per side, a run's `seconds` (median over the turns), `all_seconds` turn by turn, `losses` of each
+      turn's last run (None for a part) and `idle`, the share of the other's time in which it used a
+      core; `speedup`, the median over the turns of PyTorch's time over ours, and `speedups`.
 
     Raises:
       UsageError: there is nothing to compare, or a side could not be set up.
@@ -164,7 +169,7 @@ def _summary(results: dict[str, list[tuple]]) -> dict:
             "seconds": statistics.median(all_seconds),
             "all_seconds": all_seconds,
             "losses": [loss for _, _, loss in results[side]],
-            "idle": sum(idle for _, idle, _ in results[side]) / sum(others),
+            "idle": sum(idle for _, idle, _ in results[side]) / (_RUNS * sum(others)),
         }
     ours, theirs = (found[side]["all_seconds"] for side in SIDES)
     speedups = [b / a for a, b in zip(ours, theirs, strict=True)]

@@ -1,6 +1,7 @@
 """The training step: pure functions of a run's state and a batch."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jepa_jax.config import Config
 from jepa_jax.losses import objective
-from jepa_jax.models.sharded import whole
+from jepa_jax.models.sharded import device_platform, whole
 from jepa_jax.models.vl_jepa import VLJEPA, names_of, unit
 from jepa_jax.optim import learning_rate_schedule, make_optimizer
 from jepa_jax.sharding import batch_sharding, parameter_specs
@@ -236,6 +237,23 @@ def abstract_batch(config: Config, lengths: tuple[int, int], mesh: Mesh) -> dict
     return {k: jax.ShapeDtypeStruct(s, d, sharding=place) for k, (s, d) in shapes.items()}
 
 
+@functools.cache
+def _cpu_options() -> dict[str, str] | None:
+    # By default XLA gives elementwise work to its kernel library along with the products. Left to LLVM
+    # it fuses better: a training step takes a tenth less time.
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except (jax.errors.JaxRuntimeError, ValueError):  # an XLA that does not know it
+        return None
+    return options
+
+
+def compiler_options() -> dict[str, str] | None:
+    """XLA's options for code with a backward pass on the platform in context; None for its defaults."""
+    return _cpu_options() if device_platform() == "cpu" else None
+
+
 def jit_train_step(template: TrainState):
     """`train_step` as training runs it: the old state's memory is the new state's.
 
@@ -248,4 +266,5 @@ def jit_train_step(template: TrainState):
         static_argnames=("graphdef", "config"),
         donate_argnames="state",
         out_shardings=(shardings, None),
+        compiler_options=compiler_options(),
     )

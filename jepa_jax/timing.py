@@ -1,5 +1,6 @@
 """A training step and its parts, each ready to be run and timed by itself."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from jepa_jax.models.vl_jepa import VLJEPA, is_trained, normalise_frames
 from jepa_jax.optim import make_optimizer
 from jepa_jax.sharding import parameter_shardings
 from jepa_jax.state import abstract_state, init_state
-from jepa_jax.step import Batch, jit_train_step, loss_of_embeddings
+from jepa_jax.step import Batch, compiler_options, jit_train_step, loss_of_embeddings
 
 MODEL_PARTS = ("x_encoder", "predictor", "y_encoder")
 
@@ -81,9 +82,11 @@ def model_part(name: str, config: Config, mesh: Mesh) -> Callable[..., tuple[jax
             return module(visual, batch["query"], batch["query_mask"])
         return module(batch["target"], batch["target_mask"])
 
-    @jax.jit
+    has_gradient = bool(jax.tree.leaves(trained)) or below
+
+    @functools.partial(jax.jit, compiler_options=compiler_options() if has_gradient else None)
     def run(trained, visual, frozen, batch):
-        if not jax.tree.leaves(trained) and not below:
+        if not has_gradient:
             return forward(trained, visual, frozen, batch), None
         if below:
             out, pull_back = jax.vjp(lambda t, v: forward(t, v, frozen, batch), trained, visual)
