@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jepa_jax.models.attention_cpu import blockwise_attention
+from jepa_jax.models.attention_cpu import blockwise_attention, dense_attention
 from jepa_jax.models.attention_tpu import splash_attention
 from jepa_jax.models.sharded import device_platform, is_local
 
@@ -42,9 +42,10 @@ def attention(
     if window is not None and length <= window + 1:
         window = everywhere = None  # it holds all there is
     backend = choose_backend(length, q.shape[-1], q.dtype)
-    if backend == "xla":
+    if backend in ("xla", "dense"):
         mask = attention_mask(length, valid=valid, window=window, everywhere=everywhere, causal=causal)
-        return checkpoint_name(_xla_attention(q, k, v, mask, scale), "attention")
+        kernel = dense_attention if backend == "dense" else _xla_attention
+        return checkpoint_name(kernel(q, k, v, mask, scale=scale), "attention")
     kernel = {"splash": splash_attention, "blockwise": blockwise_attention, "cudnn": _cudnn_attention}[
         backend
     ]
@@ -63,18 +64,21 @@ def attention(
 
 
 def choose_backend(length: int, head_size: int, dtype) -> str:
-    """The one place that decides: "splash", "cudnn", "blockwise" or "xla".
+    """The one place that decides: "splash", "cudnn", "blockwise", "dense" or "xla".
 
-    Short sequences are XLA's own, and so are arrays that the compiler splits over devices: the
-    kernels are for what one device holds.
+    Short sequences are XLA's own but on a CPU, and so are arrays that the compiler splits over devices:
+    the kernels are for what one device holds.
     """
     platform = device_platform()
-    if length < _MIN_LENGTH.get(platform, length + 1) or not is_local():
+    if not is_local():
+        return "xla"
+    long = length >= _MIN_LENGTH.get(platform, length + 1)
+    if platform == "cpu":
+        return "blockwise" if long else "dense"
+    if not long:
         return "xla"
     if platform == "tpu":
         return "splash"
-    if platform == "cpu":
-        return "blockwise"
     half = dtype in (jnp.bfloat16, jnp.float16)
     return "cudnn" if half and head_size % 8 == 0 and head_size <= 128 else "xla"
 
@@ -104,10 +108,9 @@ def attention_mask(
     return mask
 
 
-def _xla_attention(q, k, v, mask, scale: float) -> jax.Array:
+def _xla_attention(q, k, v, mask, *, scale: float) -> jax.Array:
     """Query heads are folded into the rows of one matrix product per key-value head: keys and values
-    are never repeated, and XLA's CPU matrix products run about a third faster than with the heads
-    kept apart. A query that may see nothing gets the mean of all values."""
+    are never repeated. A query that may see nothing gets the mean of all values."""
     b, length, heads, a = q.shape
     groups = k.shape[2]
     fold = heads // groups

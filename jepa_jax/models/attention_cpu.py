@@ -1,9 +1,11 @@
-"""Attention for XLA on a CPU: plain two-dimensional products over blocks that stay in the cache.
+"""Attention for XLA on a CPU, of short sequences and of long ones.
 
-XLA's CPU back end is fast at single matrix products and slow at batched ones, and the matrix of logits
-of a few thousand tokens does not fit a cache. A block of query rows at a time needs neither, and the
-backward pass computes the weights again from the log-sum-exp of each row (FlashAttention's, arXiv
-2205.14135).
+The matrix of logits of a few thousand tokens does not fit a cache. `blockwise_attention` takes a block
+of query rows at a time, in plain two-dimensional products, and its backward pass computes the weights
+again from the log-sum-exp of each row (FlashAttention's, arXiv 2205.14135).
+
+Where the logits do fit, `dense_attention` keeps the exponentials and divides by their sum after the
+product with the values, forward and backward: passes over the logits, not products, are what costs.
 """
 
 import functools
@@ -13,23 +15,48 @@ import jax.numpy as jnp
 
 # Query rows at a time: their logits against 2,048 keys take 4 MB.
 ROWS = 512
+_FLOOR = float(jnp.finfo(jnp.float32).min)
 
 
 def blockwise_attention(q, k, v, valid, *, window: int | None, causal: bool, scale: float) -> jax.Array:
     """As `attention.attention`: [B, L, K, A], two [B, L, G, A], [B, L] or None -> [B, L, K, A]."""
+    b, length, groups = len(q), q.shape[1], k.shape[2]
+    bias = jnp.zeros((b, length), jnp.float32) if valid is None else jnp.where(valid, 0.0, _FLOOR)
+    bias = jnp.repeat(bias, groups, axis=0)
+    out = _attend(*_rows(q, k, v, scale), bias, window, causal)
+    return _heads(out, groups, q)
+
+
+def dense_attention(q, k, v, mask: jax.Array | None, *, scale: float) -> jax.Array:
+    """As `attention.attention`, with `attention.attention_mask`'s mask: [B, L, K, A], two [B, L, G, A],
+    bool broadcastable to [B, L, L] -> [B, L, K, A]."""
+    groups = k.shape[2]
+    rows, keys, values = _rows(q, k, v, scale)
+    fold = rows.shape[1] // keys.shape[1]
+    if mask is None:
+        bias = jnp.zeros((1, 1, 1), jnp.float32)
+    else:
+        bias = jnp.where(mask, 0.0, _FLOOR)
+        bias = jnp.repeat(bias, groups, axis=0) if len(mask) > 1 else bias
+        bias = jnp.tile(bias, (1, fold, 1)) if mask.shape[1] > 1 else bias
+    return _heads(_attend_densely(rows, keys, values, bias), groups, q)
+
+
+def _rows(q, k, v, scale: float):
+    """Scaled queries [B * G, fold * L, A] and keys and values [B * G, L, A], in float32: the query heads
+    of a key-value head are rows of one product."""
     b, length, heads, a = q.shape
     groups = k.shape[2]
-    fold = heads // groups
-    # The query heads of a key-value head are rows of one product: [B * G, fold * L, A].
-    rows = (q.astype(jnp.float32) * scale).reshape(b, length, groups, fold, a)
-    rows = rows.transpose(0, 2, 3, 1, 4).reshape(b * groups, fold * length, a)
-    keys, values = (x.astype(jnp.float32).swapaxes(1, 2).reshape(-1, length, a) for x in (k, v))
-    floor = jnp.finfo(jnp.float32).min
-    bias = jnp.zeros((b, length), jnp.float32) if valid is None else jnp.where(valid, 0.0, floor)
-    bias = jnp.repeat(bias, groups, axis=0)
-    out = _attend(rows, keys, values, bias, window, causal)
-    out = out.reshape(b, groups, fold, length, a).transpose(0, 3, 1, 2, 4)
-    return out.reshape(b, length, heads, a).astype(q.dtype)
+    rows = (q.astype(jnp.float32) * scale).reshape(b, length, groups, heads // groups, a)
+    rows = rows.transpose(0, 2, 3, 1, 4).reshape(b * groups, -1, a)
+    return rows, *(x.astype(jnp.float32).swapaxes(1, 2).reshape(-1, length, a) for x in (k, v))
+
+
+def _heads(out: jax.Array, groups: int, like: jax.Array) -> jax.Array:
+    """The inverse of `_rows` for queries: [B * G, fold * L, A] -> [B, L, K, A]."""
+    b, length, heads, a = like.shape
+    out = out.reshape(b, groups, heads // groups, length, a).transpose(0, 3, 1, 2, 4)
+    return out.reshape(like.shape).astype(like.dtype)
 
 
 def _blocks(x: jax.Array) -> jax.Array:
@@ -48,7 +75,7 @@ def _logits(q, k, bias, position, window, causal):
     distance = position[:, None] - jnp.arange(len(k))[None, :]
     seen = jnp.abs(distance) <= window if window is not None else True
     seen = seen & (distance >= 0) if causal else seen
-    return jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
+    return jnp.where(seen, logits, _FLOOR)
 
 
 def _positions(q, k):
@@ -102,3 +129,26 @@ def _attend_backward(window, causal, kept, d_out):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+@jax.custom_vjp
+def _attend_densely(q, k, v, bias):
+    return _attend_densely_forward(q, k, v, bias)[0]
+
+
+def _attend_densely_forward(q, k, v, bias):
+    logits = q @ k.swapaxes(1, 2) + bias
+    weights = jnp.exp(logits - jnp.max(logits, axis=2, keepdims=True))
+    share = 1.0 / jnp.sum(weights, axis=2, keepdims=True)
+    out = weights @ v * share
+    return out, (q, k, v, weights, share, out)
+
+
+def _attend_densely_backward(kept, d_out):
+    q, k, v, weights, share, out = kept
+    d_out = d_out * share
+    d_logits = weights * (d_out @ v.swapaxes(1, 2) - jnp.sum(out * d_out, axis=2, keepdims=True))
+    return d_logits @ k, d_logits.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ d_out, None
+
+
+_attend_densely.defvjp(_attend_densely_forward, _attend_densely_backward)
