@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from etils import epath
 
+from jepa_jax.config import DataConfig
+
 # Why a record is left out, in the words of logs and reports.
 CAUSES = (
     "media missing",
@@ -95,13 +97,40 @@ class Record:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a record may cost, whatever it claims: pixels of a frame, bytes of its media as stored and
+    as expanded, characters of a text. They are fields of `DataConfig`."""
+
+    max_pixels: int
+    max_media_bytes: int
+    max_text_characters: int
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Limits":
+        """A run's."""
+        return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
+
+
 class Source(Protocol):
-    """Random access to records. Workers get copies by pickle: it holds no open files."""
+    """Random access to records. Workers get copies by pickle: it holds no open files.
+
+    Attributes:
+      identity: a text that changes when the records do: names, versions, sizes, not their place on disk.
+      skipped: what was left out while the source was opened (lines that do not parse, keys that stand
+        twice), each with its cause; such records are not counted in the length.
+    """
+
+    identity: str
+    skipped: tuple[BadRecordError, ...]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
         """Raises BadRecordError for a record that cannot be used."""
 
+    def pairs(self, index: int) -> tuple[Pair, ...]:
+        """The record's pairs; its media are not read where they stand apart. Raises as `[index]`."""
+
     def name(self, index: int) -> str:
-        """The record's name, without reading it."""
+        """The record's name, without reading its media."""
