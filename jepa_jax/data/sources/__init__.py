@@ -1,0 +1,94 @@
+"""Sources: every kind of dataset that people have, as records."""
+
+from etils import epath
+
+from jepa_jax.config import DatasetConfig
+from jepa_jax.data.records import Limits, Source
+from jepa_jax.data.sources.array_record import ArrayRecordSource
+from jepa_jax.data.sources.files import IMAGES, VIDEOS, extension, listing, of_split
+from jepa_jax.data.sources.manifest import EXTENSIONS, FolderSource, ManifestSource
+from jepa_jax.data.sources.tar import TarSource
+from jepa_jax.data.sources.tfds import INFO, TfdsSource, builder_by_name, builder_of_folder
+
+# A manifest by one of these names counts before anything else in its folder; so does one that is called
+# as the split.
+MANIFESTS = ("manifest", "metadata")
+TARS = (".tar", ".tar.gz", ".tgz")
+ARRAY_RECORDS = (".array_record", ".arrayrecord")
+
+
+def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
+    """The records of a dataset's split.
+
+    A `dataset` is one of TFDS, built first where it is not there yet. A `path` is, by what is found in it:
+    a folder that TFDS or `python -m jepa_jax.data.build` prepared (dataset_info.json); a manifest called
+    as the split, "manifest" or "metadata" (.jsonl, .csv, .parquet); tar shards; ArrayRecord files; any
+    other single manifest; media with KEY.txt beside them. A folder in it that is called as the split is
+    gone into; else files belong to the split that their names begin with (for "train", all of them if no
+    name says another). A path to a file is that file, whatever the split.
+
+    Raises:
+      ValueError: there is no such dataset, folder, split or field, or nothing in it can be read.
+    """
+    if dataset.path is None:
+        builder = builder_by_name(dataset)
+        return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label)
+    path = epath.Path(dataset.path)
+    if (path / INFO).exists():
+        return _open_prepared(path, dataset, limits)
+    if path.is_file():
+        source = _open_files(path.parent, [path], None, dataset, limits)
+    else:
+        source = _open_files(path, listing(path), dataset.split, dataset, limits)
+        inside = path / dataset.split
+        if source is None and inside.is_dir():
+            source = _open_files(inside, listing(inside), None, dataset, limits)
+    if source is None:
+        raise ValueError(
+            f"{dataset.label}: it holds no dataset_info.json, manifest (.jsonl, .csv, .parquet), tar shards, "
+            "ArrayRecord files, or media with texts beside them"
+        )
+    return source
+
+
+def _open_prepared(path: epath.Path, dataset: DatasetConfig, limits: Limits) -> Source:
+    builder = builder_of_folder(path)
+    return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label, folder=path)
+
+
+def _open_files(
+    folder: epath.Path,
+    paths: list[epath.Path],
+    split: str | None,
+    dataset: DatasetConfig,
+    limits: Limits,
+) -> Source | None:
+    """The source that a folder's files are; of a split, or of all where it is None. None for no source."""
+
+    def ending(*ends: str) -> list[epath.Path]:
+        return [path for path in paths if path.name.lower().endswith(ends)]
+
+    fields, label = dataset.fields, dataset.label
+    manifests = ending(*(f".{kind}" for kind in EXTENSIONS))
+    first = [path for path in manifests if path.name.rpartition(".")[0] in (dataset.split, *MANIFESTS)]
+    # One that is called as the split goes before one for all.
+    first = [path for path in first if path.name.rpartition(".")[0] == dataset.split] or first
+    if first:
+        return ManifestSource(_only(first, label), fields, limits)
+    if tars := ending(*TARS):
+        return TarSource(of_split(tars, split, label), fields, limits, label)
+    if records := ending(*ARRAY_RECORDS):
+        return ArrayRecordSource(of_split(records, split, label), fields, limits, label)
+    if manifests:
+        return ManifestSource(_only(of_split(manifests, split, label), label), fields, limits)
+    if any(extension(path.name) in IMAGES + VIDEOS for path in paths):
+        return FolderSource(folder, paths, limits)
+    return None
+
+
+def _only(manifests: list[epath.Path], label: str) -> epath.Path:
+    if len(manifests) > 1:
+        raise ValueError(
+            f"{label}: several manifests: {', '.join(path.name for path in manifests)}: name one"
+        )
+    return manifests[0]
