@@ -39,10 +39,7 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     if path.is_file():
         source = _open_files(path.parent, [path], None, dataset, limits)
     else:
-        source = _open_files(path, listing(path), dataset.split, dataset, limits)
-        inside = path / dataset.split
-        if source is None and inside.is_dir():
-            source = _open_files(inside, listing(inside), None, dataset, limits)
+        source = _open_folder(path, dataset.split, dataset, limits)
     if source is None:
         raise ValueError(
             f"{dataset.label}: it holds no dataset_info.json, manifest (.jsonl, .csv, .parquet), tar shards, "
@@ -56,6 +53,23 @@ def _open_prepared(path: epath.Path, dataset: DatasetConfig, limits: Limits) -> 
     return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label, folder=path)
 
 
+def _open_folder(
+    folder: epath.Path, split: str | None, dataset: DatasetConfig, limits: Limits
+) -> Source | None:
+    """The source of a split in a folder, or of a folder that is a split (None). None for no source."""
+    paths = listing(folder)
+    manifests = [path for path in paths if extension(path.name) in EXTENSIONS]
+    # One that is called as the split goes before one for all.
+    for names in ((dataset.split,), MANIFESTS):
+        if found := [path for path in manifests if path.name.rpartition(".")[0] in names]:
+            return ManifestSource(_only(found, dataset.label), dataset.fields, limits)
+    if split is not None and (folder / split).is_dir():
+        source = _open_folder(folder / split, None, dataset, limits)
+        if source is not None:
+            return source
+    return _open_files(folder, paths, split, dataset, limits)
+
+
 def _open_files(
     folder: epath.Path,
     paths: list[epath.Path],
@@ -63,32 +77,26 @@ def _open_files(
     dataset: DatasetConfig,
     limits: Limits,
 ) -> Source | None:
-    """The source that a folder's files are; of a split, or of all where it is None. None for no source."""
+    """The source that files of a folder are, by what there is. None for no source."""
 
     def ending(*ends: str) -> list[epath.Path]:
         return [path for path in paths if path.name.lower().endswith(ends)]
 
     fields, label = dataset.fields, dataset.label
-    manifests = ending(*(f".{kind}" for kind in EXTENSIONS))
-    first = [path for path in manifests if path.name.rpartition(".")[0] in (dataset.split, *MANIFESTS)]
-    # One that is called as the split goes before one for all.
-    first = [path for path in first if path.name.rpartition(".")[0] == dataset.split] or first
-    if first:
-        return ManifestSource(_only(first, label), fields, limits)
     if tars := ending(*TARS):
         return TarSource(of_split(tars, split, label), fields, limits, label)
     if records := ending(*ARRAY_RECORDS):
         return ArrayRecordSource(of_split(records, split, label), fields, limits, label)
-    if manifests:
+    # After the tars: img2dataset leaves a Parquet file beside each.
+    if manifests := ending(*(f".{kind}" for kind in EXTENSIONS)):
         return ManifestSource(_only(of_split(manifests, split, label), label), fields, limits)
-    if any(extension(path.name) in IMAGES + VIDEOS for path in paths):
-        return FolderSource(folder, paths, limits)
+    if ending(*(f".{kind}" for kind in IMAGES + VIDEOS)):
+        return FolderSource(folder, of_split(paths, split, label), limits)
     return None
 
 
 def _only(manifests: list[epath.Path], label: str) -> epath.Path:
     if len(manifests) > 1:
-        raise ValueError(
-            f"{label}: several manifests: {', '.join(path.name for path in manifests)}: name one"
-        )
+        names = ", ".join(path.name for path in manifests)
+        raise ValueError(f"{label}: several manifests ({names}): give the path of one")
     return manifests[0]

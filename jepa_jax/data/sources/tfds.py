@@ -41,7 +41,8 @@ def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(f"data.dataset={dataset.dataset!r}: no such dataset in TFDS") from error
     except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
+        # TFDS raises it again, with more words and no name.
+        if "tensorflow" not in (error.name, getattr(error.__cause__, "name", None)):
             raise
         raise ValueError(
             f"data.dataset={dataset.dataset!r}: building it {NO_TENSORFLOW}: build it elsewhere with "
@@ -119,8 +120,8 @@ class TfdsSource:
         keys_of = lambda paths: {self._leaves[path].keys for path in paths}
         self._view = view(info.features, keys_of([*used, *self._others]))
         self._text_view = view(info.features, keys_of(used - {self._fields.media}))
-        count, size = len(self._records), info.splits[split].num_examples
-        self.identity = f"{self._name}: {count} of {size} records, {int(info.dataset_size)} bytes, {self._fields}"
+        size = f"{len(self)} records of {int(info.dataset_size)} bytes"
+        self.identity = f"{self._name}: {size}, {self._fields}"
 
     def __len__(self) -> int:
         return len(self._records)

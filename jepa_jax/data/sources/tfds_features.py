@@ -59,7 +59,8 @@ class Leaf:
 def leaves_of(features: tfds.features.FeatureConnector, keys=(), depth=0, inner=0) -> Iterator[Leaf]:
     """All leaves under a feature."""
     if isinstance(features, tfds.features.FeaturesDict):
-        for key in features:
+        # Sorted: a folder's features.json gives them in another order each time.
+        for key in sorted(features):
             yield from leaves_of(features[key], (*keys, key), depth, inner + bool(depth))
     elif isinstance(features, tfds.features.Sequence):
         yield from leaves_of(features.feature, keys, depth + 1, inner)
