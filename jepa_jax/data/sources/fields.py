@@ -22,6 +22,11 @@ def leaf(path: str) -> str:
     return path.rpartition("/")[2]
 
 
+def is_within(path: str, top: str) -> bool:
+    """Whether a path is of a field or of one nested in it."""
+    return path == top or path.startswith(f"{top}/")
+
+
 def named(paths: Iterable[str], names: Sequence[str]) -> list[str]:
     """The paths whose last part is one of the names, whatever its case."""
     return [path for path in paths if leaf(path).lower() in names]
@@ -83,12 +88,15 @@ def find_by_name(fields: FieldMap, known: Sequence[str], label: str) -> FieldMap
 
 def value_at(row: Any, path: str) -> Any:
     """What stands at a path of nested mappings; a list on the way gives the list of its elements' values.
-    None where there is nothing."""
-    head, _, rest = path.partition("/")
+    None where there is nothing. A key may have "/" in it, as columns do."""
     if isinstance(row, list):
         return [value_at(element, path) for element in row]
-    value = row.get(head) if isinstance(row, Mapping) else None
-    return value_at(value, rest) if rest and value is not None else value
+    if not isinstance(row, Mapping):
+        return None
+    if path in row:
+        return row[path]
+    head, _, rest = path.partition("/")
+    return value_at(row[head], rest) if rest and head in row else None
 
 
 def paths_of(row: Mapping[str, Any]) -> list[str]:
@@ -106,8 +114,8 @@ def paths_of(row: Mapping[str, Any]) -> list[str]:
 
 def metadata_of(row: Mapping[str, Any], fields: FieldMap) -> dict[str, Any]:
     """The top of a row without what the map uses."""
-    used = {path.partition("/")[0] for path in dataclasses.asdict(fields).values() if path}
-    return {key: value for key, value in row.items() if key not in used}
+    used = [path for path in dataclasses.asdict(fields).values() if path]
+    return {key: value for key, value in row.items() if not any(is_within(path, key) for path in used)}
 
 
 def text_of(value: Any, name: str, limits: Limits, *, may_be_empty: bool = False) -> str:

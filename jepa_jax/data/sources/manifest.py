@@ -1,5 +1,6 @@
 """A manifest of texts and the media files it names, or media files each with a text file beside it."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,9 +44,7 @@ class ManifestSource:
         if f"{self._fields.media.rpartition('/')[0]}/bytes" in self._table.known:
             raise ValueError(f"{path}: it holds media inside: write them to files beside it, or to tars")
         if isinstance(self._table, Parquet):
-            used = [getattr(self._fields, role) for role in FieldMap.__dataclass_fields__]
-            keys = [KEY] if KEY in self._table.known else []
-            self._table.use((*[field for field in used if field], *keys))
+            self._table.use([path for path in dataclasses.asdict(self._fields).values() if path] + [KEY])
         self._index, self.skipped = self._without_repeats()
         self.identity = f"manifest {self._table.identity} {self._fields}"
 
@@ -54,8 +53,7 @@ class ManifestSource:
         if KEY not in self._table.known:
             return np.arange(len(self._table)), ()
         seen, repeats = set(), {}
-        for i, row in self._table.rows():
-            key = row.get(KEY)
+        for i, key in self._table.values(KEY):
             if key is None:
                 continue
             if str(key) in seen:

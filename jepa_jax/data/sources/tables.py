@@ -5,14 +5,14 @@ import functools
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 
 from jepa_jax.data.records import BadRecordError
-from jepa_jax.data.sources.fields import paths_of
+from jepa_jax.data.sources.fields import is_within, paths_of
 from jepa_jax.data.sources.files import checksum, extension, read_piece
 
 # A longer line is taken for damage: it is not read.
@@ -40,8 +40,8 @@ class Table(Protocol):
     def row(self, index: int) -> dict[str, Any]:
         """Raises BadRecordError for a row that cannot be read."""
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Those that can be read, with their indices, in the file's order."""
+    def values(self, key: str) -> Iterator[tuple[int, Any]]:
+        """Of one top-level field in all rows that can be read, with the rows' indices."""
 
 
 def open_table(path: epath.Path) -> Table:
@@ -68,7 +68,10 @@ class _Lines:
         begin, end = (int(value) for value in self._spans[index])
         return self._parse(index, read_piece(self._path, begin, end - begin, self.name(index)))
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def values(self, key: str) -> Iterator[tuple[int, Any]]:
+        return ((i, row.get(key)) for i, row in self._rows())
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self._path.open("rb") as file:
             for i, (begin, end) in enumerate(self._spans):
                 try:
@@ -99,7 +102,7 @@ class _Lines:
     @functools.cached_property
     def known(self) -> tuple[str, ...]:
         found: dict[str, None] = {}
-        for _, row in itertools.islice(self.rows(), ROWS_ASKED):
+        for _, row in itertools.islice(self._rows(), ROWS_ASKED):
             found |= dict.fromkeys(paths_of(row))
         return tuple(found)
 
@@ -144,7 +147,8 @@ class Csv(_Lines):
         def lines() -> Iterator[str]:
             nonlocal end
             with path.open("rb") as file:
-                for line in file:
+                # Not a whole line of any length, which may be all of a file that is no CSV.
+                while line := file.readline(MAX_LINE_BYTES):
                     end += len(line)
                     # Rows that are not UTF-8 are told when they are read: here only quotes count.
                     yield line.decode("utf-8-sig" if end == len(line) else "utf-8", "replace")
@@ -194,15 +198,15 @@ class Parquet:
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{path}: not a Parquet file: {error}") from error
         self._path = path
-        self._columns = tuple(schema.names)
+        self._columns = list(schema.names)
         empty = {field.name: _shape_of(field.type) for field in schema}
         self.known = tuple(paths_of(empty))
         self.identity = f"{path.name} {checksum(path)}"
         self._table, self._lock = None, threading.Lock()
 
-    def use(self, paths: tuple[str, ...]) -> None:
+    def use(self, paths: Sequence[str]) -> None:
         """Read only the columns of these fields."""
-        self._columns = tuple(dict.fromkeys(path.partition("/")[0] for path in paths))
+        self._columns = [name for name in self._columns if any(is_within(path, name) for path in paths)]
 
     def __len__(self) -> int:
         return self._rows
@@ -221,12 +225,8 @@ class Parquet:
         except (pyarrow.ArrowException, ValueError) as error:
             raise BadRecordError("line not readable", self.name(index), str(error)) from error
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i in range(len(self)):
-            try:
-                yield i, self.row(i)
-            except BadRecordError:
-                continue  # told again by `row`
+    def values(self, key: str) -> Iterator[tuple[int, Any]]:
+        return enumerate(value.as_py() for value in self._loaded()[key])
 
     def _loaded(self):
         import pyarrow.parquet
@@ -234,7 +234,7 @@ class Parquet:
         with self._lock:
             if self._table is None:
                 with self._path.open("rb") as file:
-                    self._table = pyarrow.parquet.read_table(file, columns=list(self._columns))
+                    self._table = pyarrow.parquet.read_table(file, columns=self._columns)
             return self._table
 
     def __getstate__(self):

@@ -55,10 +55,12 @@ def tar_index(path: epath.Path) -> TarIndex:
     stat = path.stat()
     stamp = np.array([VERSION, stat.length, int(stat.mtime)], np.int64)
     cached = path.parent / f".{path.name}.index.npz"
-    found = _load(cached, stamp)
+    is_dated = bool(stat.mtime)  # some object stores tell no time: who knows if it is the same file?
+    found = _load(cached, stamp) if is_dated else None
     if found is None:
         found = _read_headers(path, stat.length)
-        _save(cached, stamp, found)
+        if is_dated:
+            _save(cached, stamp, found)
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from jepa_jax.config import DatasetConfig, FieldMap
@@ -40,6 +41,9 @@ def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
         builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(f"data.dataset={dataset.dataset!r}: no such dataset in TFDS") from error
+    except AssertionError as error:  # files that have to be fetched by hand are not there
+        said = " ".join(str(error).split())
+        raise ValueError(f"data.dataset={dataset.dataset!r}: TFDS cannot build it: {said}") from error
     except ModuleNotFoundError as error:
         # TFDS raises it again, with more words and no name.
         if "tensorflow" not in (error.name, getattr(error.__cause__, "name", None)):
@@ -52,18 +56,25 @@ def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
 
 
 def builder_of_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
-    """The builder of a prepared folder, the one with dataset_info.json in it."""
-    features = json.loads((folder / "features.json").read_text())
-    as_images = _videos_as_images(features)
-    if as_images == features:
-        return tfds.builder_from_directory(folder)
-    # TFDS makes a Video feature only with TensorFlow. On disk it is the same as a sequence of images.
-    with tempfile.TemporaryDirectory() as copy:
-        for path in folder.iterdir():
-            if path.suffix in (".json", ".txt"):
-                pathlib.Path(copy, path.name).write_bytes(path.read_bytes())
-        pathlib.Path(copy, "features.json").write_text(json.dumps(as_images))
-        return tfds.builder_from_directory(copy)
+    """The builder of a prepared folder, the one with dataset_info.json in it.
+
+    Raises:
+      ValueError: its description cannot be read.
+    """
+    try:
+        features = json.loads((folder / "features.json").read_text())
+        as_images = _videos_as_images(features)
+        if as_images == features:
+            return tfds.builder_from_directory(folder)
+        # TFDS makes a Video feature only with TensorFlow. On disk it is the same as a sequence of images.
+        with tempfile.TemporaryDirectory() as copy:
+            for path in folder.iterdir():
+                if path.suffix in (".json", ".txt"):
+                    pathlib.Path(copy, path.name).write_bytes(path.read_bytes())
+            pathlib.Path(copy, "features.json").write_text(json.dumps(as_images))
+            return tfds.builder_from_directory(copy)
+    except (OSError, ValueError, ParseError) as error:
+        raise ValueError(f"{folder}: TFDS cannot read what describes it: {error}") from error
 
 
 def _videos_as_images(node: Any) -> Any:

@@ -1,5 +1,6 @@
 """TFDS's own datasets, their real features filled with small examples, and prepared folders."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def prepare(tmp_path, features, examples) -> epath.Path:
     builder = Prepared(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     return epath.Path(builder.data_dir)
+
+
+CAPTIONED = {"image": FEATURES.Image(), "text": FEATURES.Text()}
 
 
 def texts(source):
@@ -236,10 +240,9 @@ def test_several_that_could_be_meant_are_listed(tmp_path):
 
 
 def test_damage_in_a_file_is_of_its_records(tmp_path):
-    features = {"image": FEATURES.Image(), "text": FEATURES.Text()}
     rng = np.random.default_rng(0)
     examples = [{"image": rng.bytes(2000), "text": f"{i}"} for i in range(20)]
-    folder = prepare(tmp_path, features, examples)
+    folder = prepare(tmp_path, CAPTIONED, examples)
     (file,) = folder.glob("*.array_record*")
     content = bytearray(file.read_bytes())
     content[20_000:20_100] = bytes(100)
@@ -263,9 +266,19 @@ def test_files_of_another_format_are_refused(tmp_path):
 def test_names_that_cannot_be_opened(tmp_path):
     with pytest.raises(ValueError, match=r"data\.dataset='no_such_set': no such dataset in TFDS"):
         by_name("no_such_set", tmp_path)
-    if "tensorflow" not in sys.modules:
+    with pytest.raises(ValueError, match="TFDS cannot build it: Manual directory .* does not exist"):
+        by_name("imagenet2012", tmp_path)
+    if importlib.util.find_spec("tensorflow") is None:
         with pytest.raises(ValueError, match=r"needs TensorFlow.*give its folder as path"):
             by_name("coco_captions", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_a_prepared_folder_whose_description_is_damaged(tmp_path, name):
+    folder = prepare(tmp_path, CAPTIONED, [{"image": png(), "text": "t"}])
+    (folder / name).write_text('{"')
+    with pytest.raises(ValueError, match=f"{folder}: TFDS cannot read what describes it"):
+        opened(folder)
 
 
 @pytest.fixture(scope="module")
