@@ -20,9 +20,10 @@ from jepa_jax.config.types import (
 class FieldMap:
     """Where in a dataset's own records things are; "/" goes into a nested feature ("captions/text").
 
-    `media` and `targets` may be left to be found: the one image or video feature, and the one text or
-    label. `query`, `kind` and `weight` stand beside `targets`, in the same sequence; `start` and `end` are
-    seconds of a span. In a manifest the names are those of columns.
+    What is left out is found where only one thing can be meant: the one image or video, the one text or
+    label, or the one of a usual name. `query`, `kind` and `weight` stand beside `targets`, in the same
+    sequence, or once for all of it; `start` and `end` are seconds of a span. In a manifest the names are
+    those of columns, in tar shards extensions ("txt") or fields of the JSON.
     """
 
     media: str | None = None
@@ -38,11 +39,12 @@ class FieldMap:
 class DatasetConfig:
     """One dataset, alone or in a mixture.
 
-    `dataset` is a TFDS name; `path` in its place is a folder: one that `python -m jepa_jax.data.build`
-    wrote, a manifest beside media files, tar shards, or ArrayRecord files. `frames` of a clip, None for
-    the run's; `span` "random" takes them from a random part of it. `query_templates`, of which one is
-    drawn, hold "{query}"; `target` says which of several right answers is learnt. `weight` is the share
-    of clips drawn from here, relative to the mixture's other datasets. `pair_weights` as in `DataConfig`.
+    `dataset` is a TFDS name; `path` in its place is a folder or file: what TFDS or `python -m
+    jepa_jax.data.build` wrote, a manifest beside media files, tar shards, or ArrayRecord files.
+    `frames` of a clip, None for the run's; `span` "random" takes them from a random part of it.
+    `query_templates`, of which one is drawn, hold "{query}"; `target` says which of several right answers
+    is learnt. `weight` is the share of clips drawn from here, relative to the mixture's other datasets.
+    `pair_weights` as in `DataConfig`.
     """
 
     dataset: str | None = None

@@ -27,14 +27,14 @@ def extension(name: str) -> str:
 
 
 def listing(folder: epath.Path) -> list[epath.Path]:
-    """What is in a folder, by name, without the hidden.
+    """What is in a folder, by name, without the hidden (".name").
 
     Raises:
       ValueError: there is no such folder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def belongs(name: str, split: str) -> bool:

@@ -92,8 +92,9 @@ class FolderSource:
 
     def __init__(self, folder: epath.Path, paths: Sequence[epath.Path], limits: Limits):
         self._folder, self._limits = folder, limits
-        texts = {path.name.rpartition(".")[0] for path in paths if extension(path.name) == "txt"}
+        texts = {path.name.rpartition(".")[0]: path.name for path in paths if extension(path.name) == "txt"}
         self._names: list[str] = []
+        self._texts: list[str] = []
         skipped, seen = [], set()
         for path in paths:
             if extension(path.name) not in IMAGES + VIDEOS:
@@ -105,8 +106,9 @@ class FolderSource:
                 skipped.append(BadRecordError("key not unique", path.name, key))
             else:
                 self._names.append(path.name)
+                self._texts.append(texts[key])
             seen.add(key)
-        skipped += [BadRecordError("media missing", f"{key}.txt") for key in sorted(texts - seen)]
+        skipped += [BadRecordError("media missing", texts[key]) for key in sorted(texts.keys() - seen)]
         if not self._names:
             raise ValueError(f"{folder}: no media file has its text beside it (KEY.txt beside KEY.mp4)")
         self.skipped = tuple(skipped)
@@ -122,8 +124,7 @@ class FolderSource:
 
     def pairs(self, index: int) -> tuple[Pair, ...]:
         name = self.name(index)
-        key = name.rpartition(".")[0]
-        path, size = find_file(self._folder, f"{key}.txt", name)
+        path, size = find_file(self._folder, self._texts[index], name)
         if size > 4 * self._limits.max_text_characters:
             raise BadRecordError("text too long", name, f"{size} bytes")
         return (Pair(query="", targets=(text_of(path.read_bytes(), name, self._limits),)),)

@@ -1,5 +1,6 @@
 """Rows of a manifest by number: JSON Lines, CSV or Parquet."""
 
+import contextlib
 import csv
 import functools
 import itertools
@@ -215,26 +216,33 @@ class Parquet:
         return f"{self._path.name}:{index + 1}"
 
     def row(self, index: int) -> dict[str, Any]:
-        import pyarrow
-
         table = self._loaded()
-        try:
-            return {column: table[column][index].as_py() for column in self._columns}
-        except UnicodeDecodeError as error:
-            raise BadRecordError("text not UTF-8", self.name(index), str(error.reason)) from error
-        except (pyarrow.ArrowException, ValueError) as error:
-            raise BadRecordError("line not readable", self.name(index), str(error)) from error
+        return {column: self._value(table, column, index) for column in self._columns}
 
     def values(self, key: str) -> Iterator[tuple[int, Any]]:
-        return enumerate(value.as_py() for value in self._loaded()[key])
+        table = self._loaded()
+        for i in range(len(self)):
+            with contextlib.suppress(BadRecordError):  # told again by `row`
+                yield i, self._value(table, key, i)
+
+    def _value(self, table, column: str, index: int) -> Any:
+        try:
+            return table[column][index].as_py()
+        except UnicodeDecodeError as error:
+            raise BadRecordError("text not UTF-8", self.name(index), str(error.reason)) from error
+        except (ValueError, OverflowError) as error:  # a time that Python has none for
+            raise BadRecordError("line not readable", self.name(index), str(error)) from error
 
     def _loaded(self):
         import pyarrow.parquet
 
         with self._lock:
             if self._table is None:
-                with self._path.open("rb") as file:
-                    self._table = pyarrow.parquet.read_table(file, columns=self._columns)
+                try:
+                    with self._path.open("rb") as file:
+                        self._table = pyarrow.parquet.read_table(file, columns=self._columns)
+                except (pyarrow.ArrowException, OSError) as error:
+                    raise ValueError(f"{self._path}: it cannot be read: {error}") from error
             return self._table
 
     def __getstate__(self):

@@ -25,7 +25,6 @@ from jepa_jax.data.sources.frames import check_frames, decode_frames
 from jepa_jax.data.sources.tfds_features import find_features, leaves_of, view
 
 INFO = "dataset_info.json"
-NO_TENSORFLOW = "needs TensorFlow, which is not installed"
 
 
 def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
@@ -40,7 +39,10 @@ def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
             tfds.disable_progress_bar()  # it would write a line a second into a log file
         builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"data.dataset={dataset.dataset!r}: no such dataset in TFDS") from error
+        raise ValueError(
+            f"data.dataset={dataset.dataset!r}: no such dataset in TFDS (without TensorFlow it does not "
+            "know those that need it)"
+        ) from error
     except AssertionError as error:  # files that have to be fetched by hand are not there
         said = " ".join(str(error).split())
         raise ValueError(f"data.dataset={dataset.dataset!r}: TFDS cannot build it: {said}") from error
@@ -49,8 +51,8 @@ def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
         if "tensorflow" not in (error.name, getattr(error.__cause__, "name", None)):
             raise
         raise ValueError(
-            f"data.dataset={dataset.dataset!r}: building it {NO_TENSORFLOW}: build it elsewhere with "
-            'file_format="array_record" and give its folder as path'
+            f"data.dataset={dataset.dataset!r}: TFDS needs TensorFlow to build it: do that elsewhere, "
+            'with file_format="array_record" and give its folder as path'
         ) from error
     return builder
 
@@ -100,6 +102,20 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def names_of(value: Any, feature: tfds.features.ClassLabel) -> Any:
+    """Labels as words: "ice_cream" is "ice cream". None for a number that stands for no label."""
+    if isinstance(value, list):
+        return [names_of(element, feature) for element in value]
+    if value is None or not 0 <= value < feature.num_classes:
+        return None
+    return feature.int2str(value).replace("_", " ")
+
+
+def for_json(value: Any) -> Any:
+    """A scalar, bytes as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
 class TfdsSource:
     """Records of a split.
 
@@ -143,15 +159,14 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Record:
         name = self.name(index)
         example = self._read(index, self._view)
-        start, end = span_of(
-            self._value(example, self._fields.start), self._value(example, self._fields.end), name
-        )
-        media = self._media(self._value(example, self._fields.media, as_plain=False), name)
+        values = [self._value(example, path) for path in (self._fields.start, self._fields.end)]
+        start, end = span_of(*values, name)
+        media = self._media(self._at(example, self._fields.media), name)
         return Record(
             name=name,
             media=dataclasses.replace(media, start=start, end=end),
             pairs=self._pairs(example, name),
-            metadata={path: self._text(self._value(example, path)) for path in self._others},
+            metadata={path: for_json(self._value(example, path)) for path in self._others},
         )
 
     def pairs(self, index: int) -> tuple[Pair, ...]:
@@ -166,27 +181,18 @@ class TfdsSource:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BadRecordError("line not readable", name, str(error)) from error
 
-    def _value(self, example: Any, path: str | None, *, as_plain: bool = True) -> Any:
-        """A field of an example, labels by their names."""
+    def _at(self, example: Any, path: str) -> Any:
+        """A field of an example, as TFDS has it; None where it is missing."""
+        for key in self._leaves[path].keys:
+            example = None if example is None else example[key]
+        return example
+
+    def _value(self, example: Any, path: str | None) -> Any:
+        """A field in Python's own types, labels by their names."""
         if path is None:
             return None
-        x = self._leaves[path]
-        for key in x.keys:
-            example = None if example is None else example[key]
-        if not as_plain:
-            return example
-        return self._names(plain(example), x.feature) if x.is_label else plain(example)
-
-    def _names(self, value: Any, feature: tfds.features.ClassLabel) -> Any:
-        """Labels as words: "ice_cream" is "ice cream". None for a number that stands for no label."""
-        if isinstance(value, list):
-            return [self._names(element, feature) for element in value]
-        if value is None or not 0 <= value < feature.num_classes:
-            return None
-        return feature.int2str(value).replace("_", " ")
-
-    def _text(self, value: Any) -> Any:
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        value, feature = plain(self._at(example, path)), self._leaves[path].feature
+        return names_of(value, feature) if self._leaves[path].is_label else value
 
     def _pairs(self, example: Mapping[str, Any], name: str) -> tuple[Pair, ...]:
         paths = (self._fields.targets, self._fields.query, self._fields.kind, self._fields.weight)

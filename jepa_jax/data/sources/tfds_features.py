@@ -40,8 +40,10 @@ class Leaf:
 
     @property
     def is_image(self) -> bool:
-        is_image = isinstance(self.feature, tfds.features.Image) and self.depth <= 1
-        return is_image and self.np_dtype == np.uint8
+        """Whether it is an image or a sequence of them; a map of labels is none."""
+        is_image = isinstance(self.feature, tfds.features.Image)
+        is_map = isinstance(self.feature, tfds.features.LabeledImage)
+        return is_image and not is_map and self.depth <= 1 and self.np_dtype == np.uint8
 
     @property
     def is_frames(self) -> bool:
@@ -56,13 +58,19 @@ class Leaf:
         return isinstance(self.feature, tfds.features.Tensor) and self.feature.shape == () and not self.depth
 
 
+def is_sequence(feature: tfds.features.FeatureConnector) -> bool:
+    """Whether it is a Sequence; a Dataset, which TFDS has as one, is stored in another way."""
+    is_dataset = isinstance(feature, tfds.features.Dataset)
+    return isinstance(feature, tfds.features.Sequence) and not is_dataset
+
+
 def leaves_of(features: tfds.features.FeatureConnector, keys=(), depth=0, inner=0) -> Iterator[Leaf]:
     """All leaves under a feature."""
     if isinstance(features, tfds.features.FeaturesDict):
         # Sorted: a folder's features.json gives them in another order each time.
         for key in sorted(features):
             yield from leaves_of(features[key], (*keys, key), depth, inner + bool(depth))
-    elif isinstance(features, tfds.features.Sequence):
+    elif is_sequence(features):
         yield from leaves_of(features.feature, keys, depth + 1, inner)
     else:
         yield Leaf(features, keys, depth, inner)
@@ -71,10 +79,10 @@ def leaves_of(features: tfds.features.FeatureConnector, keys=(), depth=0, inner=
 def view(features, keep: set[tuple[str, ...]], keys=()):
     """The features to read some leaves by: images stay encoded, as a text would. None for no leaves."""
     if isinstance(features, tfds.features.FeaturesDict):
-        views = {key: view(features[key], keep, (*keys, key)) for key in features}
-        views = {key: view for key, view in views.items() if view is not None}
-        return tfds.features.FeaturesDict(views) if views else None
-    if isinstance(features, tfds.features.Sequence):
+        inner = {key: view(features[key], keep, (*keys, key)) for key in features}
+        inner = {key: feature for key, feature in inner.items() if feature is not None}
+        return tfds.features.FeaturesDict(inner) if inner else None
+    if is_sequence(features):
         inner = view(features.feature, keep, keys)
         if inner is None:
             return None

@@ -227,6 +227,23 @@ def test_media_inside_a_parquet_file_are_refused(folder):
         opened(folder)
 
 
+def test_a_text_in_parquet_that_is_not_utf_8(folder):
+    texts = pa.array([b"\xff", b"good"], pa.binary()).view(pa.string())
+    table = pa.table({"key": texts, "path": ["a.mp4"] * 2, "text": texts})
+    pyarrow.parquet.write_table(table, os.fspath(folder / "train.parquet"))
+    source = opened(folder)
+    assert [cause_of(source, i) for i in range(2)] == ["text not UTF-8", None]
+
+
+def test_a_parquet_file_damaged_inside(folder):
+    write_parquet(folder / "train.parquet", [{"path": "a.mp4", "text": f"{i}"} for i in range(1000)])
+    content = bytearray((folder / "train.parquet").read_bytes())
+    content[4:1000] = bytes(996)
+    (folder / "train.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train\.parquet: it cannot be read"):
+        opened(folder)[0]
+
+
 def test_what_is_no_parquet_or_csv(folder):
     write(folder, train__parquet=b"PAR1 no", val__csv=b"a,a\n1,2")
     with pytest.raises(ValueError, match="not a Parquet file"):
@@ -236,10 +253,10 @@ def test_what_is_no_parquet_or_csv(folder):
 
 
 def test_media_with_their_texts_beside_them(tmp_path, keeps_promises):
-    folder = write(epath.Path(tmp_path), a__png=png(), a__txt="one\n", b__mp4=b"b", b__txt=b"\xff")
+    folder = write(epath.Path(tmp_path), _a__PNG=png(), _a__TXT="one\n", b__mp4=b"b", b__txt=b"\xff")
     write(folder, c__mp4=b"c", d__txt="d", e__jpg=b"e", e__png=b"e", e__txt="x" * 51, notes__md="no")
     source = opened(folder)
-    assert [source.name(i) for i in range(len(source))] == ["a.png", "b.mp4", "e.jpg"]
+    assert [source.name(i) for i in range(len(source))] == ["_a.PNG", "b.mp4", "e.jpg"]
     assert source.pairs(0) == (Pair(query="", targets=("one",)),)
     assert [cause_of(source, i) for i in range(3)] == [None, "text not UTF-8", "text too long"]
     assert sorted(skipped_causes(source)) == ["key not unique", "media missing", "text empty"]

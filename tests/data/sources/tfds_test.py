@@ -266,7 +266,7 @@ def test_files_of_another_format_are_refused(tmp_path):
 def test_names_that_cannot_be_opened(tmp_path):
     with pytest.raises(ValueError, match=r"data\.dataset='no_such_set': no such dataset in TFDS"):
         by_name("no_such_set", tmp_path)
-    with pytest.raises(ValueError, match="TFDS cannot build it: Manual directory .* does not exist"):
+    with pytest.raises(ValueError, match=r"TFDS cannot build it: Manual directory .* does not exist"):
         by_name("imagenet2012", tmp_path)
     if importlib.util.find_spec("tensorflow") is None:
         with pytest.raises(ValueError, match=r"needs TensorFlow.*give its folder as path"):
