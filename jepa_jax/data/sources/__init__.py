@@ -25,7 +25,7 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     as the split, "manifest" or "metadata" (.jsonl, .csv, .parquet); tar shards; ArrayRecord files; any
     other single manifest; media with KEY.txt beside them. A folder in it that is called as the split is
     gone into; else files belong to the split that their names begin with (for "train", all of them if no
-    name says another). A path to a file is that file, whatever the split.
+    name says another), but media files by their folder alone. A path to a file is that file, whatever the split.
 
     Raises:
       ValueError: there is no such dataset, folder, split or field, or nothing in it can be read.
@@ -91,7 +91,12 @@ def _open_files(
     if manifests := ending(*(f".{kind}" for kind in EXTENSIONS)):
         return ManifestSource(_only(of_split(manifests, split, label), label), fields, limits)
     if ending(*(f".{kind}" for kind in IMAGES + VIDEOS)):
-        return FolderSource(folder, of_split(paths, split, label), limits)
+        # Not by their names: "train_01.mp4" may well show a train.
+        if split not in (None, "train"):
+            raise ValueError(
+                f"{label}: media files are of a split by their folder: there is no {folder / split}"
+            )
+        return FolderSource(folder, paths, limits)
     return None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
@@ -47,11 +48,11 @@ class ArrayRecordSource:
             why = f": {skipped[0]}" if skipped else ""
             raise ValueError(f"{label}: none of its files holds a record{why}")
         self._records = ArrayRecordDataSource([str(path) for path in whole])
-        self._names = [(path.name, count) for path, count in zip(whole, counts, strict=True)]
+        self._names, self._ends = [path.name for path in whole], np.cumsum(counts)
         known = self._ask(label)
         media = named(known, MEDIA + ENCODED)
         self._fields = find(fields, known, media, named(known, TARGETS), label)
-        self.identity = f"{len(whole)} ArrayRecord files {digest(self._names)} {self._fields}"
+        self.identity = f"{len(whole)} ArrayRecord files {digest([*self._names, *counts])} {self._fields}"
 
     def _ask(self, label: str) -> list[str]:
         """Names of the features of the first records."""
@@ -69,11 +70,10 @@ class ArrayRecordSource:
         return len(self._records)
 
     def name(self, index: int) -> str:
-        for name, count in self._names:
-            if index < count:
-                return f"{name}:{index + 1}"
-            index -= count
-        raise IndexError(index)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        return f"{self._names[file]}:{index + 1 - (self._ends[file - 1] if file else 0)}"
 
     def __getitem__(self, index: int) -> Record:
         name, row = self.name(index), self._read(index)

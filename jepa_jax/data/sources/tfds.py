@@ -173,6 +173,8 @@ class TfdsSource:
         return self._pairs(self._read(index, self._text_view), self.name(index))
 
     def _read(self, index: int, features: tfds.features.FeaturesDict) -> Mapping[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         name = self.name(index)
         try:
             return features.deserialize_example_np(self._records[index])

@@ -16,6 +16,8 @@ def _keeps_promises(source) -> None:
     copy = pickle.loads(pickle.dumps(source))
     assert copy.identity == source.identity
     assert [str(error) for error in copy.skipped] == [str(error) for error in source.skipped]
+    with pytest.raises(IndexError):
+        source[len(source)]
     good = [i for i in range(len(source)) if cause_of(source, i) is None]
     with futures.ThreadPoolExecutor(4) as pool:
         records = list(pool.map(source.__getitem__, good * 3))

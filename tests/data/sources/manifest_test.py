@@ -263,6 +263,17 @@ def test_media_with_their_texts_beside_them(tmp_path, keeps_promises):
     keeps_promises(source)
 
 
+def test_media_are_of_a_split_by_their_folder(tmp_path):
+    folder = write(
+        epath.Path(tmp_path), train_1__mp4=b"choo", train_1__txt="a train", bus__mp4=b"b", bus__txt="a bus"
+    )
+    assert len(opened(folder)) == 2
+    with pytest.raises(ValueError, match="by their folder: there is no .*val"):
+        opened(folder, split="val")
+    write(folder / "val", c__png=png(), c__txt="c")
+    assert [opened(folder, split="val").name(0), len(opened(folder))] == ["c.png", 2]
+
+
 def test_folders_with_nothing_to_read(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         opened(tmp_path / "none")
