@@ -25,7 +25,8 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     as the split, "manifest" or "metadata" (.jsonl, .csv, .parquet); tar shards; ArrayRecord files; any
     other single manifest; media with KEY.txt beside them. A folder in it that is called as the split is
     gone into; else files belong to the split that their names begin with (for "train", all of them if no
-    name says another), but media files by their folder alone. A path to a file is that file, whatever the split.
+    name says another); media files are of a split by their folder alone. A path to a file is that file,
+    whatever the split.
 
     Raises:
       ValueError: there is no such dataset, folder, split or field, or nothing in it can be read.
@@ -93,9 +94,7 @@ def _open_files(
     if ending(*(f".{kind}" for kind in IMAGES + VIDEOS)):
         # Not by their names: "train_01.mp4" may well show a train.
         if split not in (None, "train"):
-            raise ValueError(
-                f"{label}: media files are of a split by their folder: there is no {folder / split}"
-            )
+            raise ValueError(f"{label}: its media files are in no folder of this split, {folder / split}")
         return FolderSource(folder, paths, limits)
     return None
 

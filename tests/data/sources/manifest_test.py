@@ -268,7 +268,7 @@ def test_media_are_of_a_split_by_their_folder(tmp_path):
         epath.Path(tmp_path), train_1__mp4=b"choo", train_1__txt="a train", bus__mp4=b"b", bus__txt="a bus"
     )
     assert len(opened(folder)) == 2
-    with pytest.raises(ValueError, match="by their folder: there is no .*val"):
+    with pytest.raises(ValueError, match=r"in no folder of this split, .*val"):
         opened(folder, split="val")
     write(folder / "val", c__png=png(), c__txt="c")
     assert [opened(folder, split="val").name(0), len(opened(folder))] == ["c.png", 2]
