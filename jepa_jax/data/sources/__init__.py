@@ -23,10 +23,9 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     A `dataset` is one of TFDS, built first where it is not there yet. A `path` is, by what is found in it:
     a folder that TFDS or `python -m jepa_jax.data.build` prepared (dataset_info.json); a manifest called
     as the split, "manifest" or "metadata" (.jsonl, .csv, .parquet); tar shards; ArrayRecord files; any
-    other single manifest; media with KEY.txt beside them. A folder in it that is called as the split is
-    gone into; else files belong to the split that their names begin with (for "train", all of them if no
-    name says another); media files are of a split by their folder alone. A path to a file is that file,
-    whatever the split.
+    other single manifest; media with KEY.txt beside them. It may also be a file of these. A folder in it
+    that is called as the split is gone into; else files belong to the split that their names begin with,
+    and to "train" if none says a split; media files are of a split by their folder alone.
 
     Raises:
       ValueError: there is no such dataset, folder, split or field, or nothing in it can be read.
@@ -38,7 +37,7 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     if (path / INFO).exists():
         return _open_prepared(path, dataset, limits)
     if path.is_file():
-        source = _open_files(path.parent, [path], None, dataset, limits)
+        source = _open_files(path.parent, [path], dataset.split, dataset, limits)
     else:
         source = _open_folder(path, dataset.split, dataset, limits)
     if source is None:
@@ -60,8 +59,8 @@ def _open_folder(
     """The source of a split in a folder, or of a folder that is a split (None). None for no source."""
     paths = listing(folder)
     manifests = [path for path in paths if extension(path.name) in EXTENSIONS]
-    # One that is called as the split goes before one for all.
-    for names in ((dataset.split,), MANIFESTS):
+    # One that is called as the split goes first; the others are not of any split that is asked for.
+    for names in ((dataset.split,), MANIFESTS if split in (None, "train") else ()):
         if found := [path for path in manifests if path.name.rpartition(".")[0] in names]:
             return ManifestSource(_only(found, dataset.label), dataset.fields, limits)
     if split is not None and (folder / split).is_dir():

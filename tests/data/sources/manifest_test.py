@@ -184,11 +184,16 @@ def test_which_manifest_is_a_splits(folder, tmp_path):
     for name in ("train", "val", "metadata"):
         write_jsonl(folder / f"{name}.jsonl", [{"path": "a.mp4", "text": name}])
     text = lambda *args, **kwargs: opened(*args, **kwargs).pairs(0)[0].targets[0]
-    assert [text(folder, split=s) for s in ("train", "val", "test")] == ["train", "val", "metadata"]
-    assert text(folder / "val.jsonl") == "val"
-    (folder / "metadata.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"'test'.*no file of this split.*train\.jsonl, val\.jsonl"):
+    assert [text(folder, split=s) for s in ("train", "val")] == ["train", "val"]
+    (folder / "train.jsonl").unlink()
+    assert text(folder) == text(folder / "metadata.jsonl") == "metadata"
+    # Never the training set in another's place.
+    with pytest.raises(ValueError, match=r"'test'.*no file of this split.*: metadata\.jsonl, val\.jsonl"):
         opened(folder, split="test")
+    assert text(folder / "val.jsonl", split="val") == "val"
+    for name in ("val", "metadata"):
+        with pytest.raises(ValueError, match="no file of this split"):
+            opened(folder / f"{name}.jsonl", split="test")
     # A folder called as the split, as of Hugging Face's ImageFolder.
     inside = write(epath.Path(tmp_path) / "sets" / "test", x__png=png())
     (inside / "metadata.csv").write_text("file_name,caption\nx.png,hello")

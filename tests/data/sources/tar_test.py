@@ -71,7 +71,7 @@ def test_splits_by_name_or_folder(tmp_path):
     assert len(opened(tmp_path / "named")) == 2
     assert len(opened(tmp_path / "named", split="val")) == 1
     assert len(opened(tmp_path / "folders", split="val")) == 1
-    assert len(opened(tmp_path / "named" / "val-0.tar")) == 1
+    assert len(opened(tmp_path / "named" / "val-0.tar", split="val")) == 1
     with pytest.raises(ValueError, match="no file of this split"):
         opened(tmp_path / "named", split="test")
 
