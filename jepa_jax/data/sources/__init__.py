@@ -2,9 +2,11 @@
 
 from etils import epath
 
-from jepa_jax.config import DatasetConfig
+from jepa_jax.config import DatasetConfig, FieldMap
 from jepa_jax.data.records import Limits, Source
+from jepa_jax.data.schema import is_built
 from jepa_jax.data.sources.array_record import ArrayRecordSource
+from jepa_jax.data.sources.built import BuiltSource
 from jepa_jax.data.sources.files import IMAGES, VIDEOS, extension, listing, of_split
 from jepa_jax.data.sources.manifest import EXTENSIONS, FolderSource, ManifestSource
 from jepa_jax.data.sources.tar import TarSource
@@ -50,6 +52,10 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
 
 def _open_prepared(path: epath.Path, dataset: DatasetConfig, limits: Limits) -> Source:
     builder = builder_of_folder(path)
+    if is_built(builder):
+        if dataset.fields != FieldMap():
+            raise ValueError(f"{dataset.label}: fields are for other datasets: in a built one all are known")
+        return BuiltSource(builder, dataset.split, limits, dataset.label, path)
     return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label, folder=path)
 
 
