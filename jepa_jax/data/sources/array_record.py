@@ -1,6 +1,7 @@
 """ArrayRecord files of tf.train.Example protos, written without TFDS; read without TensorFlow."""
 
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,18 @@ from jepa_jax.data.sources.frames import decode_frames
 ENCODED = ("encoded", "jpg", "jpeg", "png", "mp4")
 # So many records are asked for their features.
 RECORDS_ASKED = 20
+THREADS = 16
+
+
+def _count(path: epath.Path) -> int | BadRecordError:
+    """Records in a file, or what is wrong with it."""
+    try:
+        reader = ArrayRecordReader(str(path))
+        count = reader.num_records()
+        reader.close()
+    except RuntimeError as error:
+        return BadRecordError("archive damaged", path.name, str(error))
+    return count
 
 
 class ArrayRecordSource:
@@ -32,27 +45,22 @@ class ArrayRecordSource:
 
     def __init__(self, paths: Sequence[epath.Path], fields: FieldMap, limits: Limits, label: str):
         self._limits = limits
-        whole, counts, skipped = [], [], []
-        for path in paths:
-            try:
-                reader = ArrayRecordReader(str(path))
-                count = reader.num_records()
-                reader.close()
-            except RuntimeError as error:
-                skipped.append(BadRecordError("archive damaged", path.name, str(error)))
-                continue
-            whole += [path] * bool(count)
-            counts += [count] * bool(count)
-        self.skipped = tuple(skipped)
+        with futures.ThreadPoolExecutor(THREADS) as pool:
+            found = list(zip(paths, pool.map(_count, paths), strict=True))
+        self.skipped = tuple(count for _, count in found if isinstance(count, BadRecordError))
+        whole = [(path, count) for path, count in found if isinstance(count, int) and count]
         if not whole:
-            why = f": {skipped[0]}" if skipped else ""
+            why = f": {self.skipped[0]}" if self.skipped else ""
             raise ValueError(f"{label}: none of its files holds a record{why}")
-        self._records = ArrayRecordDataSource([str(path) for path in whole])
-        self._names, self._ends = [path.name for path in whole], np.cumsum(counts)
+        # With their counts, so that no file is opened again for it.
+        self._records = ArrayRecordDataSource([f"{path}[0:{count}]" for path, count in whole])
+        counts = [count for _, count in whole]
+        self._names, self._ends = [path.name for path, _ in whole], np.cumsum(counts)
         known = self._ask(label)
         media = named(known, MEDIA + ENCODED)
         self._fields = find(fields, known, media, named(known, TARGETS), label)
-        self.identity = f"{len(whole)} ArrayRecord files {digest([*self._names, *counts])} {self._fields}"
+        files = [(path.name, count, path.stat().length) for path, count in whole]
+        self.identity = f"{len(files)} ArrayRecord files {digest(files)} {self._fields}"
 
     def _ask(self, label: str) -> list[str]:
         """Names of the features of the first records."""
@@ -80,7 +88,7 @@ class ArrayRecordSource:
         content = row.get(self._fields.media)
         values = [row.get(path) if path else None for path in (self._fields.start, self._fields.end)]
         start, end = span_of(*values, name)
-        if isinstance(content, list):
+        if isinstance(content, list) and isinstance(content[0], bytes):
             media = Media(content=decode_frames(content, name, self._limits), kind="frames")
         elif isinstance(content, bytes):
             check_size(len(content), name, self._limits)

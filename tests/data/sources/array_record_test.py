@@ -79,6 +79,7 @@ def test_each_bad_record_has_its_cause(tmp_path):
         (b"\xff\xff no proto", "line not readable"),
         (example(text="t"), "media missing"),
         (example(image=3, text="t"), "media missing"),
+        (example(image=[3, 4], text="t"), "media missing"),
         (example(image=b"", text="t"), "media empty"),
         (example(image=b"x" * 20_001, text="t"), "media too large"),
         (example(image=png()), "text empty"),

@@ -3,15 +3,14 @@
 import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from etils import epath
 
 from jepa_jax.data.records import Pair
 
 from .making import LIMITS, cause_of, opened, png, skipped_causes, write
-
-pa = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
-import pyarrow.parquet
 
 ROWS = [
     {"video": "a.mp4", "question": "what?", "answer": "a cat", "start": 1.5, "end": 2.0, "source": "x"},
