@@ -4,7 +4,7 @@ Pydantic dataclasses check types and refuse unknown fields at construction, so a
 mistyped field never trains with a default. Checks across fields stand in `__post_init__`.
 """
 
-from jepa_jax.config.data import DataConfig
+from jepa_jax.config.data import DataConfig, DatasetConfig, FieldMap
 from jepa_jax.config.model import (
     BertConfig,
     LlamaConfig,
@@ -29,7 +29,9 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DatasetConfig",
     "EvalConfig",
+    "FieldMap",
     "InitConfig",
     "LearningRateFactors",
     "LlamaConfig",

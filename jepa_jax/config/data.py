@@ -2,29 +2,101 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from jepa_jax.config.types import OPTIONS, Positive, PositiveFloat
+from jepa_jax.config.types import (
+    OPTIONS,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+)
+
+
+@dataclass(**OPTIONS)
+class FieldMap:
+    """Where in a dataset's own records things are; "/" goes into a nested feature ("captions/text").
+
+    What is left out is found where only one thing can be meant: the one image or video, the one text or
+    label, or the one of a usual name. `query`, `kind` and `weight` stand beside `targets`, in the same
+    sequence, or once for all of it; `start` and `end` are seconds of a span. In a manifest the names are
+    those of columns, in tar shards extensions ("txt") or fields of the JSON.
+    """
+
+    media: str | None = None
+    targets: str | None = None
+    query: str | None = None
+    kind: str | None = None
+    weight: str | None = None
+    start: str | None = None
+    end: str | None = None
+
+
+@dataclass(**OPTIONS)
+class DatasetConfig:
+    """One dataset, alone or in a mixture.
+
+    `dataset` is a TFDS name; `path` in its place is a folder or file: what TFDS or `python -m
+    jepa_jax.data.build` wrote, a manifest beside media files, tar shards, or ArrayRecord files.
+    `frames` of a clip, None for the run's; `span` "random" takes them from a random part of it.
+    `query_templates`, of which one is drawn, hold "{query}"; `target` says which of several right answers
+    is learnt. `weight` is the share of clips drawn from here, relative to the mixture's other datasets.
+    `pair_weights` as in `DataConfig`.
+    """
+
+    dataset: str | None = None
+    path: str | None = None
+    split: str = "train"
+    data_dir: str | None = None
+    fields: FieldMap = FieldMap()
+    weight: PositiveFloat = 1.0
+    frames: Positive | None = None
+    span: Literal["whole", "random"] = "whole"
+    query_templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("{query}",)
+    target: Literal["random", "first", "longest"] = "random"
+    pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
+
+    def __post_init__(self):
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("a dataset has either a TFDS name (dataset) or a folder (path)")
+        wrong = [t for t in self.query_templates if "{query}" not in t]
+        if wrong:
+            raise ValueError(f"query_templates: {wrong[0]!r} has no {{query}} in it")
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.dataset or self.path}, split {self.split!r}"
 
 
 @dataclass(**OPTIONS)
 class DataConfig:
     """What is read and how it becomes a batch.
 
-    `length_buckets` are (query, target) token lengths, ascending; all of a global batch is padded
-    to one of them. Longer texts are cut to the last. `pair_weights` are (kind, relative
+    `dataset` (a TFDS name) or `path` (a folder, which goes before it), or several of either as a
+    `mixture`. `length_buckets` are (query, target) token lengths, ascending; all of a global batch is
+    padded to one of them. Longer texts are cut to the last. `pair_weights` are (kind, relative
     odds) of a record's (query, target) pairs; a kind left out is not drawn, and without any all have
     the same odds. With `pairs_per_clip` over 1 a clip is encoded once for so many pairs: where the
     X-Encoder trains, that is most of the cost of a step. `target_prefix` is put
     before every target and candidate text alike.
+
+    Clips are read by `threads` in the training process, or in `workers` processes, `prefetch` batches
+    ahead. `features` is a folder of visual tokens from `python -m jepa_jax.data.cache_features`, read in
+    place of frames. Media of more than `max_pixels` a frame or `max_media_bytes`, and texts of more than
+    `max_text_characters`, are left out, as is all that cannot be read; a share of such records above
+    `max_bad_fraction` stops the run.
     """
 
     dataset: str = "emoji_motion"
+    path: str | None = None
     split: str = "train"
     data_dir: str | None = None
+    mixture: tuple[DatasetConfig, ...] = ()
+    features: str | None = None
     frames: Positive = 8
     resize: Positive | None = None
     length_buckets: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] = ((16, 16),)
@@ -34,8 +106,25 @@ class DataConfig:
     pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
     pairs_per_clip: Positive = 1
     threads: Positive = 2
+    workers: NonNegative = 0
     prefetch: Positive = 4
+    max_pixels: Positive = 2**26
+    max_media_bytes: Positive = 2**31
+    max_text_characters: Positive = 2**15
+    max_bad_fraction: Fraction = 0.05
 
     def __post_init__(self):
         if list(self.length_buckets) != sorted(set(self.length_buckets)):
             raise ValueError(f"data.length_buckets={self.length_buckets} must ascend without repeats")
+        if self.mixture and self.features:
+            raise ValueError("data.features are of one dataset: data.mixture must be empty")
+
+    @property
+    def datasets(self) -> tuple[DatasetConfig, ...]:
+        """What is read: the mixture, or the one dataset."""
+        if self.mixture:
+            return self.mixture
+        where = {"path": self.path} if self.path else {"dataset": self.dataset}
+        return (
+            DatasetConfig(**where, split=self.split, data_dir=self.data_dir, pair_weights=self.pair_weights),
+        )

@@ -1,0 +1,83 @@
+"""A dataset that `python -m jepa_jax.data.build` wrote."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from google.protobuf.message import DecodeError
+
+from jepa_jax.data.records import BadRecordError, Limits, Pair, Record
+from jepa_jax.data.schema import Texts, features, to_record
+from jepa_jax.data.sources.fields import text_of
+from jepa_jax.data.sources.files import check_size
+from jepa_jax.data.sources.frames import check_frames
+from jepa_jax.data.sources.tfds import open_records
+
+
+class BuiltSource:
+    """Records of a split, under the names that they had where they came from.
+
+    Raises:
+      ValueError: there is no such split, or its texts are missing or of other records.
+    """
+
+    skipped: tuple[BadRecordError, ...] = ()
+
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, limits: Limits, label: str, folder: epath.Path
+    ):
+        info = builder.info
+        self._records = open_records(builder, split, label, folder)
+        self._texts = Texts(builder, split, folder)
+        if len(self._texts) != len(self._records):
+            raise ValueError(
+                f"{label}: {len(self._texts)} texts for {len(self._records)} records: build the dataset again"
+            )
+        self._limits, self._place = limits, f"{info.full_name} {split}"
+        self.identity = f"{self._place}: {len(self)} records of {int(info.dataset_size)} bytes"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.name(index)
+        try:
+            record = to_record(features().deserialize_example_np(self._records[index]))
+        except (RuntimeError, DecodeError) as error:
+            raise BadRecordError("archive damaged", name, str(error)) from error
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise BadRecordError("line not readable", name, str(error)) from error
+        media = record.media
+        if isinstance(media.content, np.ndarray):
+            frames = check_frames(media.content, name, self._limits)
+            media = dataclasses.replace(media, content=frames)
+        else:
+            check_size(len(media.content), name, self._limits)
+        return dataclasses.replace(record, media=media, pairs=self._checked(record.pairs, name))
+
+    def pairs(self, index: int) -> tuple[Pair, ...]:
+        name = self.name(index)
+        try:
+            pairs = self._texts.pairs(index)
+        except (RuntimeError, ValueError) as error:
+            raise BadRecordError("archive damaged", name, str(error)) from error
+        return self._checked(pairs, name)
+
+    def name(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return self._texts.name(index)
+        except (RuntimeError, ValueError):  # damage: told when the pairs are read
+            return f"{self._place} {index}"
+
+    def _checked(self, pairs: tuple[Pair, ...], name: str) -> tuple[Pair, ...]:
+        """Pairs within the limits of this run, which need not be those they were built with."""
+        if not pairs:
+            raise BadRecordError("text empty", name, "no targets")
+        for pair in pairs:
+            text_of(pair.query, name, self._limits, may_be_empty=True)
+            for target in pair.targets:
+                text_of(target, name, self._limits)
+        return pairs

@@ -1,0 +1,133 @@
+"""A manifest of texts and the media files it names, or media files each with a text file beside it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from jepa_jax.config import FieldMap
+from jepa_jax.data.records import BadRecordError, Limits, Media, Pair, Record
+from jepa_jax.data.sources.fields import (
+    find_by_name,
+    metadata_of,
+    pairs_of_row,
+    span_of,
+    text_of,
+    value_at,
+)
+from jepa_jax.data.sources.files import IMAGES, VIDEOS, digest, extension, find_file, media_file
+from jepa_jax.data.sources.tables import Parquet, Table, open_table
+
+EXTENSIONS = ("jsonl", "csv", "parquet")
+# Rows with a field of this name are records with a key of their own.
+KEY = "key"
+
+
+class ManifestSource:
+    """Rows of a manifest. Media paths are relative to the manifest's folder and stay in it.
+
+    Of rows with the same `key`, where they have one, the first counts.
+
+    Raises:
+      ValueError: the manifest is empty, or a field is not in it or not to be found.
+    """
+
+    def __init__(self, path: epath.Path, fields: FieldMap, limits: Limits):
+        self._folder, self._limits = path.parent, limits
+        self._table: Table = open_table(path)
+        if not len(self._table):
+            raise ValueError(f"{path}: it has no rows")
+        if not self._table.known:
+            raise ValueError(f"{path}: none of its first rows is readable")
+        self._fields = find_by_name(fields, self._table.known, str(path))
+        if f"{self._fields.media.rpartition('/')[0]}/bytes" in self._table.known:
+            raise ValueError(f"{path}: it holds media inside: write them to files beside it, or to tars")
+        if isinstance(self._table, Parquet):
+            self._table.use([path for path in dataclasses.asdict(self._fields).values() if path] + [KEY])
+        self._index, self.skipped = self._without_repeats()
+        self.identity = f"manifest {self._table.identity} {self._fields}"
+
+    def _without_repeats(self) -> tuple[np.ndarray, tuple[BadRecordError, ...]]:
+        """Rows to keep, and those whose key stood before."""
+        if KEY not in self._table.known:
+            return np.arange(len(self._table)), ()
+        seen, repeats = set(), {}
+        for i, key in self._table.values(KEY):
+            if key is None:
+                continue
+            if str(key) in seen:
+                repeats[i] = BadRecordError("key not unique", self._table.name(i), str(key)[:200])
+            seen.add(str(key))
+        kept = np.setdiff1d(np.arange(len(self._table)), list(repeats))
+        return kept, tuple(repeats.values())
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.name(index)
+        row = self._table.row(int(self._index[index]))
+        pairs = pairs_of_row(row, self._fields, name, self._limits)
+        values = [value_at(row, path) if path else None for path in (self._fields.start, self._fields.end)]
+        start, end = span_of(*values, name)
+        path = media_file(self._folder, value_at(row, self._fields.media), name, self._limits)
+        media = Media(content=path, start=start, end=end)
+        return Record(name=name, media=media, pairs=pairs, metadata=metadata_of(row, self._fields))
+
+    def pairs(self, index: int) -> tuple[Pair, ...]:
+        row = self._table.row(int(self._index[index]))
+        return pairs_of_row(row, self._fields, self.name(index), self._limits)
+
+    def name(self, index: int) -> str:
+        return self._table.name(int(self._index[index]))
+
+
+class FolderSource:
+    """KEY.mp4 (or another video or image) with its caption in KEY.txt.
+
+    Raises:
+      ValueError: no media file has a text beside it.
+    """
+
+    def __init__(self, folder: epath.Path, paths: Sequence[epath.Path], limits: Limits):
+        self._folder, self._limits = folder, limits
+        texts = {path.name.rpartition(".")[0]: path.name for path in paths if extension(path.name) == "txt"}
+        self._names: list[str] = []
+        self._texts: list[str] = []
+        skipped, seen = [], set()
+        for path in paths:
+            if extension(path.name) not in IMAGES + VIDEOS:
+                continue
+            key = path.name.rpartition(".")[0]
+            if key not in texts:
+                skipped.append(BadRecordError("text empty", path.name, f"no {key}.txt"))
+            elif key in seen:
+                skipped.append(BadRecordError("key not unique", path.name, key))
+            else:
+                self._names.append(path.name)
+                self._texts.append(texts[key])
+            seen.add(key)
+        skipped += [BadRecordError("media missing", texts[key]) for key in sorted(texts.keys() - seen)]
+        if not self._names:
+            raise ValueError(f"{folder}: no media file has its text beside it (KEY.txt beside KEY.mp4)")
+        self.skipped = tuple(skipped)
+        self.identity = f"folder of {len(self._names)} files {digest(self._names)}"
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.name(index)
+        path = media_file(self._folder, name, name, self._limits)
+        return Record(name=name, media=Media(content=path), pairs=self.pairs(index))
+
+    def pairs(self, index: int) -> tuple[Pair, ...]:
+        name = self.name(index)
+        path, size = find_file(self._folder, self._texts[index], name)
+        if size > 4 * self._limits.max_text_characters:
+            raise BadRecordError("text too long", name, f"{size} bytes")
+        return (Pair(query="", targets=(text_of(path.read_bytes(), name, self._limits),)),)
+
+    def name(self, index: int) -> str:
+        return self._names[index]

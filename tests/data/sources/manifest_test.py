@@ -1,0 +1,295 @@
+"""Manifests and folders: what each form gives, and what is wrong with a record."""
+
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from etils import epath
+
+from jepa_jax.data.records import Pair
+
+from .making import LIMITS, cause_of, opened, png, skipped_causes, write
+
+ROWS = [
+    {"video": "a.mp4", "question": "what?", "answer": "a cat", "start": 1.5, "end": 2.0, "source": "x"},
+    {"video": "sub/b.mp4", "question": "", "answer": "größer", "start": None, "end": None, "source": "y"},
+    {"video": "a.mp4", "question": "where?", "answer": " here\n", "start": 0.0, "end": None, "source": "z"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = write(epath.Path(tmp_path) / "set", a__mp4=b"aaa")
+    write(folder / "sub", b__mp4=b"bb")
+    return folder
+
+
+def write_jsonl(path, rows, end="\n"):
+    path.write_bytes(end.join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+
+
+def write_csv(path, rows):
+    lines = [",".join(rows[0])]
+    lines += [",".join('"' + str("" if v is None else v) + '"' for v in row.values()) for row in rows]
+    path.write_text("\n".join(lines))
+
+
+def write_parquet(path, rows):
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), os.fspath(path))
+
+
+WRITERS = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_forms_of_a_manifest_say_the_same(folder, kind, keeps_promises):
+    WRITERS[kind](folder / f"manifest.{kind}", ROWS)
+    source = opened(folder)
+    assert len(source) == 3
+    first, second, third = (source[i] for i in range(3))
+    assert first.pairs == (Pair(query="what?", targets=("a cat",)),)
+    assert first.media.content.read_bytes() == b"aaa"
+    assert (first.media.start, first.media.end) == (1.5, 2.0)
+    assert second.pairs == (Pair(query="", targets=("größer",)),)
+    assert second.media.content.read_bytes() == b"bb"
+    assert (second.media.start, second.media.end) == (None, None)
+    assert third.pairs[0].targets == ("here",)
+    if kind != "parquet":  # of which only the columns that are used are read
+        assert first.metadata == {"source": "x"}
+    keeps_promises(source)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_identity_is_of_the_content_not_of_the_place(tmp_path, kind):
+    folders = [write(epath.Path(tmp_path) / name) for name in "abc"]
+    for folder, rows in zip(folders, (ROWS, ROWS, ROWS[:2]), strict=True):
+        WRITERS[kind](folder / f"manifest.{kind}", rows)
+    a, b, c = (opened(folder).identity for folder in folders)
+    assert a == b != c
+    assert opened(folders[0], targets="question").identity != a
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_line_ends_and_empty_lines(folder, end):
+    write_jsonl(folder / "manifest.jsonl", ROWS, end)
+    source = opened(folder)
+    assert [source[i].metadata["source"] for i in range(len(source))] == ["x", "y", "z"]
+    assert source.name(1) == f"manifest.jsonl:{1 + len(end.strip(chr(13)))}"
+
+
+def test_a_quoted_field_of_csv_may_hold_line_ends_and_commas(folder):
+    (folder / "manifest.csv").write_bytes(
+        '\ufeffpath,text\r\na.mp4,"one,\r\ntwo ""x"""\r\n\r\na.mp4,b'.encode()
+    )
+    source = opened(folder)
+    assert [source.pairs(i)[0].targets[0] for i in range(len(source))] == ['one,\r\ntwo "x"', "b"]
+
+
+def test_nested_fields_lists_and_weights(folder):
+    row = {
+        "image": "a.mp4",
+        "pairs": [
+            {"query": "q1", "targets": ["a", "b"], "kind": "k1", "weight": 2},
+            {"query": "q2", "targets": "c", "kind": "k2", "weight": 0.5},
+        ],
+    }
+    write_jsonl(folder / "manifest.jsonl", [row])
+    assert opened(folder).pairs(0) == (
+        Pair(query="q1", targets=("a", "b"), kind="k1", weight=2.0),
+        Pair(query="q2", targets=("c",), kind="k2", weight=0.5),
+    )
+
+
+def test_a_list_of_texts_under_one_query_is_right_answers_of_one_pair(folder):
+    rows = [{"image": "a.mp4", "captions": ["a", "b", "b"]}]
+    write_jsonl(folder / "manifest.jsonl", rows)
+    assert opened(folder).pairs(0) == (Pair(query="", targets=("a", "b", "b")),)
+
+
+GOOD = {"video": "a.mp4", "text": "good"}
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        (b'{"video": "a.mp4", "text"', "line not readable"),
+        (b'["a.mp4", "x"]', "line not readable"),
+        (b'{"video": 3, "text": "x"}', "line not readable"),
+        (b'{"video": "a.mp4", "text": 7}', "line not readable"),
+        (b"[" * 100_000, "line not readable"),
+        (b'{"video": "a.mp4", "text": "x", "start": "soon"}', "line not readable"),
+        (b'{"video": "a.mp4", "text": "x", "weight": NaN}', "line not readable"),
+        (b'{"video": "a.mp4", "text": "x", "weight": 0}', "line not readable"),
+        (b'{"video": "a.mp4", "text": ["x", "y"], "query": ["q"]}', "line not readable"),
+        (b'{"video": "a.mp4", "text": "\xff"}', "text not UTF-8"),
+        (b'{"video": "a.mp4", "text": "\\ud800"}', "text not UTF-8"),
+        (b'{"video": "a.mp4", "text": " \\n"}', "text empty"),
+        (b'{"video": "a.mp4"}', "text empty"),
+        (b'{"video": "a.mp4", "text": []}', "text empty"),
+        (b'{"video": "a.mp4", "text": ["x", ""]}', "text empty"),
+        (b'{"video": "a.mp4", "text": "%s"}' % (b"x" * 51), "text too long"),
+        (b'{"text": "x"}', "media missing"),
+        (b'{"video": "none.mp4", "text": "x"}', "media missing"),
+        (b'{"video": "sub", "text": "x"}', "media missing"),
+        (b'{"video": "%s", "text": "x"}' % (b"x" * 5000), "media missing"),
+        (b'{"video": "../out.mp4", "text": "x"}', "media outside its folder"),
+        (b'{"video": "sub/../../out.mp4", "text": "x"}', "media outside its folder"),
+        (b'{"video": "/etc/hostname", "text": "x"}', "media outside its folder"),
+        (b'{"video": "file:///etc/hostname", "text": "x"}', "media outside its folder"),
+        (b'{"video": "a\\u0000.mp4", "text": "x"}', "media outside its folder"),
+        (b'{"video": "link.mp4", "text": "x"}', "media outside its folder"),
+        (b'{"video": "linked/out.mp4", "text": "x"}', "media outside its folder"),
+        (b'{"video": "inner.mp4", "text": "x"}', None),
+        (b'{"video": "empty.mp4", "text": "x"}', "media empty"),
+        (b'{"video": "large.mp4", "text": "x"}', "media too large"),
+        (b'{"video": "a.mp4", "text": "x", "start": 2, "end": 2}', "span outside the media"),
+        (b'{"video": "a.mp4", "text": "x", "start": -1}', "span outside the media"),
+    ],
+)
+def test_each_bad_line_has_its_cause(folder, line, cause):
+    write(folder, empty__mp4=b"", large__mp4=b"x" * (LIMITS.max_media_bytes + 1))
+    write(folder.parent, out__mp4=b"secret")
+    os.symlink(folder.parent / "out.mp4", folder / "link.mp4")
+    os.symlink(folder.parent, folder / "linked")
+    os.symlink(folder / "a.mp4", folder / "inner.mp4")
+    full = {**GOOD, "query": "", "start": 0, "weight": 1}
+    content = json.dumps(full).encode() + b"\n" + line + b"\n" + json.dumps(GOOD).encode()
+    (folder / "manifest.jsonl").write_bytes(content)
+    source = opened(folder)
+    assert [cause_of(source, i) for i in range(3)] == [None, cause, None]
+
+
+def test_csv_rows_of_the_wrong_length_or_broken_quotes(folder):
+    content = b'path,text\na.mp4,ok\na.mp4\na.mp4,x,y\na.mp4,\xff\na.mp4,"x"y\na.mp4,last'
+    (folder / "manifest.csv").write_bytes(content)
+    source = opened(folder)
+    bad = ["line not readable", "line not readable", "text not UTF-8", "line not readable"]
+    assert [cause_of(source, i) for i in range(len(source))] == [None, *bad, None]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_of_rows_with_one_key_the_first_counts(folder, kind):
+    rows = [{"key": key, "path": "a.mp4", "text": text} for key, text in ("1x", "2y", "1z")]
+    WRITERS[kind](folder / f"manifest.{kind}", rows)
+    source = opened(folder)
+    assert [source.pairs(i)[0].targets[0] for i in range(len(source))] == ["x", "y"]
+    assert skipped_causes(source) == ["key not unique"]
+    assert source.skipped[0].name == f"manifest.{kind}:3"
+
+
+def test_which_manifest_is_a_splits(folder, tmp_path):
+    for name in ("train", "val", "metadata"):
+        write_jsonl(folder / f"{name}.jsonl", [{"path": "a.mp4", "text": name}])
+    text = lambda *args, **kwargs: opened(*args, **kwargs).pairs(0)[0].targets[0]
+    assert [text(folder, split=s) for s in ("train", "val")] == ["train", "val"]
+    (folder / "train.jsonl").unlink()
+    assert text(folder) == text(folder / "metadata.jsonl") == "metadata"
+    # Never the training set in another's place.
+    with pytest.raises(ValueError, match=r"'test'.*no file of this split.*: metadata\.jsonl, val\.jsonl"):
+        opened(folder, split="test")
+    assert text(folder / "val.jsonl", split="val") == "val"
+    for name in ("val", "metadata"):
+        with pytest.raises(ValueError, match="no file of this split"):
+            opened(folder / f"{name}.jsonl", split="test")
+    # A folder called as the split, as of Hugging Face's ImageFolder.
+    inside = write(epath.Path(tmp_path) / "sets" / "test", x__png=png())
+    (inside / "metadata.csv").write_text("file_name,caption\nx.png,hello")
+    assert text(inside.parent, split="test") == "hello"
+
+
+def test_any_single_manifest_is_train(folder):
+    write_jsonl(folder / "some.jsonl", [GOOD])
+    assert len(opened(folder)) == 1
+    write_jsonl(folder / "other.jsonl", [GOOD])
+    with pytest.raises(ValueError, match=r"several manifests \(other.jsonl, some.jsonl\)"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "message"),
+    [
+        ([GOOD], {"targets": "txt"}, r"fields.targets='txt' is none of its fields: video, text"),
+        ([{"video": "a.mp4"}], {}, r"no field seems to be the targets: .*fields.targets.*video"),
+        ([{**GOOD, "caption": "x"}], {}, r"text, caption could all be the targets"),
+        ([{**GOOD, "image": "x"}], {}, r"video, image could all be the media"),
+        ([], {}, r"no rows"),
+        ([3], {}, r"none of its first rows is readable"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_one_sentence(folder, rows, fields, message):
+    write_jsonl(folder / "manifest.jsonl", rows)
+    with pytest.raises(ValueError, match=message):
+        opened(folder, **fields)
+
+
+def test_media_inside_a_parquet_file_are_refused(folder):
+    rows = [{"image": {"bytes": png(), "path": "a.png"}, "text": "x"}]
+    write_parquet(folder / "train.parquet", rows)
+    with pytest.raises(ValueError, match="holds media inside"):
+        opened(folder)
+
+
+def test_a_text_in_parquet_that_is_not_utf_8(folder):
+    texts = pa.array([b"\xff", b"good"], pa.binary()).view(pa.string())
+    table = pa.table({"key": texts, "path": ["a.mp4"] * 2, "text": texts})
+    pyarrow.parquet.write_table(table, os.fspath(folder / "train.parquet"))
+    source = opened(folder)
+    assert [cause_of(source, i) for i in range(2)] == ["text not UTF-8", None]
+
+
+def test_a_parquet_file_damaged_inside(folder):
+    write_parquet(folder / "train.parquet", [{"path": "a.mp4", "text": f"{i}"} for i in range(1000)])
+    content = bytearray((folder / "train.parquet").read_bytes())
+    content[4:1000] = bytes(996)
+    (folder / "train.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train\.parquet: it cannot be read"):
+        opened(folder)[0]
+
+
+def test_what_is_no_parquet_or_csv(folder):
+    write(folder, train__parquet=b"PAR1 no", val__csv=b"a,a\n1,2")
+    with pytest.raises(ValueError, match="not a Parquet file"):
+        opened(folder)
+    with pytest.raises(ValueError, match="must name every column once"):
+        opened(folder, split="val")
+
+
+def test_media_with_their_texts_beside_them(tmp_path, keeps_promises):
+    folder = write(epath.Path(tmp_path), _a__PNG=png(), _a__TXT="one\n", b__mp4=b"b", b__txt=b"\xff")
+    write(folder, c__mp4=b"c", d__txt="d", e__jpg=b"e", e__png=b"e", e__txt="x" * 51, notes__md="no")
+    source = opened(folder)
+    assert [source.name(i) for i in range(len(source))] == ["_a.PNG", "b.mp4", "e.jpg"]
+    assert source.pairs(0) == (Pair(query="", targets=("one",)),)
+    assert [cause_of(source, i) for i in range(3)] == [None, "text not UTF-8", "text too long"]
+    assert sorted(skipped_causes(source)) == ["key not unique", "media missing", "text empty"]
+    keeps_promises(source)
+
+
+def test_media_are_of_a_split_by_their_folder(tmp_path):
+    folder = write(
+        epath.Path(tmp_path), train_1__mp4=b"choo", train_1__txt="a train", bus__mp4=b"b", bus__txt="a bus"
+    )
+    assert len(opened(folder)) == 2
+    with pytest.raises(ValueError, match=r"in no folder of this split, .*val"):
+        opened(folder, split="val")
+    write(folder / "val", c__png=png(), c__txt="c")
+    assert [opened(folder, split="val").name(0), len(opened(folder))] == ["c.png", 2]
+
+
+def test_folders_with_nothing_to_read(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        opened(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"holds no dataset_info\.json, manifest"):
+        opened(tmp_path)
+    write(epath.Path(tmp_path), a__mp4=b"a")
+    with pytest.raises(ValueError, match=r"KEY\.txt beside KEY\.mp4"):
+        opened(tmp_path)
+
+
+def test_a_folder_of_the_split_goes_before_files_of_others(folder):
+    write_jsonl(folder / "train.jsonl", [GOOD])
+    write(folder / "test", x__png=png(), x__txt="inside")
+    assert opened(folder, split="test").pairs(0)[0].targets == ("inside",)
+    assert opened(folder).pairs(0)[0].targets == ("good",)
