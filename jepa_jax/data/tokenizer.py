@@ -1,6 +1,7 @@
 """Tokenizers, loaded through `transformers`: the demo's own, Llama's, Gemma's."""
 
 import functools
+import hashlib
 import pathlib
 import threading
 
@@ -57,9 +58,20 @@ class Tokenizer:
         with self._lock:
             return tuple(self._tokenizer(self.prefix + text, **options)["input_ids"])
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, special ones included."""
-        return len(self._encode(text, None))
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of all that tells how it splits a text."""
+        rust = getattr(self._tokenizer, "backend_tokenizer", None)
+        # Without one, the vocabulary and the class are all there is to see.
+        rules = rust.to_str() if rust else f"{type(self._tokenizer)} {sorted(self._tokenizer.get_vocab())}"
+        return hashlib.sha256(f"{self.prefix}\n{rules}".encode()).hexdigest()
+
+    def counts(self, texts: list[str]) -> list[int]:
+        """Tokens of each text, special ones included."""
+        if not texts:
+            return []
+        with self._lock:
+            return [len(ids) for ids in self._tokenizer([self.prefix + t for t in texts])["input_ids"]]
 
     def __call__(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions.
