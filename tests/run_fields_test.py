@@ -15,6 +15,8 @@ import pytest
 from jepa_jax import config as c
 from jepa_jax import evaluate, sharding
 from jepa_jax.data import pipeline
+from jepa_jax.data.bad_records import BadRecords
+from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
 from tests.tiny_config import config as tiny
 from tests.train_test import CONFIG, ROOT
@@ -104,7 +106,8 @@ def with_data(**fields) -> c.Config:
 
 
 def first_batch(config: c.Config) -> dict[str, np.ndarray]:
-    return pipeline.batches(config, pipeline.open_source(config.data), load_tokenizers(config))[0]
+    sources = pipeline.open_sources(config.data, BadRecords(0.0))
+    return pipeline.batches(config, sources, load_tokenizers(config))[0].arrays
 
 
 def differs(one, other) -> bool:
@@ -130,8 +133,9 @@ def test_the_batch_depends_on(name, value, data_dir):
 
 
 def test_the_dataset_is_the_one_named(data_dir):
+    data = dataclasses.replace(tiny.data, dataset="no_such_thing", data_dir=data_dir)
     with pytest.raises(ValueError, match=r"data.dataset='no_such_thing': no such dataset"):
-        pipeline.open_source(dataclasses.replace(tiny.data, dataset="no_such_thing", data_dir=data_dir))
+        pipeline.open_sources(data, BadRecords(0.0))
 
 
 def test_reading_ahead_is_as_wide_and_as_long_as_told(monkeypatch):
@@ -140,7 +144,7 @@ def test_reading_ahead_is_as_wide_and_as_long_as_told(monkeypatch):
     told = {}
     monkeypatch.setattr(grain, "ReadOptions", lambda **fields: told.update(fields))
     dataset = grain.MapDataset.range(3)
-    pipeline.iterate(dataset, dataclasses.replace(tiny.data, threads=5, prefetch=11), None)
+    Loader(dataset, dataclasses.replace(tiny.data, threads=5, prefetch=11), BadRecords(0.0))
     assert told == {"num_threads": 5, "prefetch_buffer_size": 11}
 
 

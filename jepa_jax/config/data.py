@@ -76,12 +76,12 @@ class DataConfig:
     """What is read and how it becomes a batch.
 
     `dataset` (a TFDS name) or `path` (a folder, which goes before it), or several of either as a
-    `mixture`, each with a split and pair weights of its own. `length_buckets` are (query, target) token lengths, ascending; all of a global batch is
-    padded to one of them. Longer texts are cut to the last. `pair_weights` are (kind, relative
-    odds) of a record's (query, target) pairs; a kind left out is not drawn, and without any all have
-    the same odds. With `pairs_per_clip` over 1 a clip is encoded once for so many pairs: where the
-    X-Encoder trains, that is most of the cost of a step. `target_prefix` is put
-    before every target and candidate text alike.
+    `mixture`, each with a split and pair weights of its own. `length_buckets` are (query, target) token
+    lengths, ascending; all of a global batch is padded to one of them. Longer texts are cut to the last.
+    `pair_weights` are (kind, relative odds) of a record's (query, target) pairs; a kind left out is not
+    drawn, and without any all have the odds that their records give them. With `pairs_per_clip` over 1 a
+    clip is encoded once for so many pairs: where the X-Encoder trains, that is most of the cost of a
+    step. `target_prefix` is put before every target and candidate text alike.
 
     Clips are read by `threads` in the training process, or in `workers` processes, `prefetch` batches
     ahead. `features` is a folder of visual tokens from `python -m jepa_jax.data.cache_features`, read in

@@ -23,7 +23,7 @@ class TooManyBadRecordsError(RuntimeError):
 
 
 def by_cause(bad: Sequence[BadRecordError]) -> str:
-    """"12 media missing (first a.mp4), 1 text empty (first b.mp4)", the commonest cause first."""
+    """ "12 media missing (first a.mp4), 1 text empty (first b.mp4)", the commonest cause first."""
     first: dict[str, str] = {}
     for error in bad:
         first.setdefault(error.cause, error.name)

@@ -57,7 +57,9 @@ class Loader:
       state: of `get_state`; None starts at step 0.
     """
 
-    def __init__(self, dataset: grain.MapDataset, data: DataConfig, bad: BadRecords, state: dict | None = None):
+    def __init__(
+        self, dataset: grain.MapDataset, data: DataConfig, bad: BadRecords, state: dict | None = None
+    ):
         self._step = 0 if state is None else state["step"]
         self._bad = bad
         self._workers = data.workers
@@ -72,7 +74,9 @@ class Loader:
         several = grain.MultiprocessingOptions(
             num_workers=data.workers, per_worker_buffer_size=-(-data.prefetch // data.workers)
         )
-        self._iterator = iter(rest.to_iter_dataset(options).mp_prefetch(several, worker_init_fn=_start_worker))
+        self._iterator = iter(
+            rest.to_iter_dataset(options).mp_prefetch(several, worker_init_fn=_start_worker)
+        )
 
     def __iter__(self) -> "Loader":
         return self

@@ -4,6 +4,7 @@ Batch s is a pure function of (seed, s): every host takes its own rows of the sa
 a run can stop anywhere, on any number of hosts, and go on with nothing repeated or skipped.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 
@@ -36,6 +37,12 @@ def open_sources(data: DataConfig, bad: BadRecords) -> list[Source]:
         bad.opened(dataset.label, len(source) + len(source.skipped), source.skipped)
         found.append(source)
     return found
+
+
+def identity(sources: Sequence[Source]) -> str:
+    """A hash that changes when any record of the sources does."""
+    names = "\n".join(source.identity for source in sources)
+    return hashlib.sha256(names.encode()).hexdigest()[:24]
 
 
 def _check_pairs(source: Source, dataset: DatasetConfig) -> None:

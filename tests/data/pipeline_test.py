@@ -8,30 +8,16 @@ import pytest
 
 from jepa_jax import flags
 from jepa_jax.data import pipeline
+from jepa_jax.data.bad_records import BadRecords
+from jepa_jax.data.examples import text_id
+from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
+from tests.records import Records, example
 
 CONFIG = flags.load_config("tests/tiny_config.py")
 
 
-def make_source(records: int) -> list[dict]:
-    """Records of the default data's form; every third has long texts, the frames tell the record."""
-    source = []
-    for i in range(records):
-        words = "the thing in the clip " * 2 if i % 3 == 0 else "clip"
-        source.append(
-            {
-                "frames": np.full((8, 32, 32, 3), i, np.uint8),
-                "pairs": {
-                    "kind": [b"describe", b"what_is_it", b"how_many"],
-                    "query": [b"describe the " + words.encode(), b"what is it?", b"how many?"],
-                    "target": [f"a cat {i}".encode(), f"a dog {i}".encode(), b"one"],
-                },
-            }
-        )
-    return source
-
-
-SOURCE = make_source(50)
+SOURCE = Records([example(i, long=i % 3 == 0) for i in range(50)])
 TOKENIZERS = load_tokenizers(CONFIG)
 
 
@@ -46,8 +32,18 @@ def records_of(batch) -> list[int]:
     return batch["frames"][:, 0, 0, 0, 0].tolist()
 
 
-def make(config, **hosts):
-    return pipeline.batches(config, SOURCE, TOKENIZERS, **hosts)
+class Arrays:
+    """What the batches of a run hold, without the tally."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def __getitem__(self, step: int):
+        return self._dataset[step].arrays
+
+
+def make(config, *sources, **options):
+    return Arrays(pipeline.batches(config, sources or [SOURCE], TOKENIZERS, **options))
 
 
 def test_shapes_and_types_are_those_of_the_legend():
@@ -123,7 +119,7 @@ def test_a_global_batch_comes_from_one_length_bucket():
 
 def test_weights_choose_the_kind_of_pair():
     dataset = make(with_data(length_buckets=((16, 16),), pair_weights=(("how_many", 2.0),)))
-    one = pipeline.text_id("one")
+    one = text_id("one")
     assert all((dataset[s]["target_id"] == one).all() for s in range(3))
 
 
@@ -133,7 +129,7 @@ def test_several_pairs_of_a_clip_stand_side_by_side_and_none_twice():
     assert batch["query"].shape == (24, 16)
     for record, ids in zip(records_of(batch), batch["target_id"].reshape(8, 3).tolist(), strict=True):
         texts = {f"a cat {record}", f"a dog {record}", "one"}
-        assert set(ids) == {int(pipeline.text_id(t)) for t in texts}
+        assert set(ids) == {int(text_id(t)) for t in texts}
 
 
 def test_more_pairs_than_a_record_has_are_filled_up():
@@ -142,28 +138,29 @@ def test_more_pairs_than_a_record_has_are_filled_up():
 
 
 def test_the_iterator_goes_on_from_its_saved_state():
-    dataset = make(CONFIG)
-    iterator = pipeline.iterate(dataset, CONFIG.data, None)
+    dataset = pipeline.batches(CONFIG, [SOURCE], TOKENIZERS)
+    loader = Loader(dataset, CONFIG.data, BadRecords(0.0))
     for _ in range(3):
-        next(iterator)
-    state = iterator.get_state()
-    expected = next(iterator)
-    found = next(pipeline.iterate(dataset, CONFIG.data, state))
+        next(loader)
+    state = loader.get_state()
+    assert state == {"step": 3}
+    expected = next(loader)
+    found = next(Loader(dataset, CONFIG.data, BadRecords(0.0), state))
     for name, x in expected.items():
         np.testing.assert_array_equal(found[name], x)
-        np.testing.assert_array_equal(dataset[3][name], x)
+        np.testing.assert_array_equal(dataset[3].arrays[name], x)
 
 
 def test_equal_texts_have_equal_ids_and_others_differ():
     texts = [f"a cat {i}" for i in range(5000)]
-    assert len({int(pipeline.text_id(t)) for t in texts}) == 5000
-    assert pipeline.text_id("a cat") == pipeline.text_id("a " + "cat")
+    assert len({int(text_id(t)) for t in texts}) == 5000
+    assert text_id("a cat") == text_id("a " + "cat")
 
 
 def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targets():
     config = with_data(length_buckets=((16, 16),), pair_weights=(("how_many", 1.0),), target_prefix="a cat ")
     query, target = load_tokenizers(config)
-    batch = pipeline.batches(config, SOURCE, (query, target))[0]
+    batch = pipeline.batches(config, [SOURCE], (query, target))[0].arrays
     np.testing.assert_array_equal(batch["query"][0], TOKENIZERS[0]("how many?", 16)[0])
     np.testing.assert_array_equal(batch["target"][0], TOKENIZERS[1]("a cat one", 16)[0])
 
@@ -171,11 +168,11 @@ def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targe
 @pytest.mark.parametrize(
     ("config", "source", "hosts", "sentence"),
     [
-        (CONFIG, [], 1, "has no records"),
+        (CONFIG, Records([]), 1, "has no records"),
         (CONFIG, SOURCE, 3, "batch_size=8 is not a multiple of the 3 hosts"),
         (with_data(pair_weights=(("poem", 1.0),)), SOURCE, 1, "gives no odds to any kind of pair"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(config, source, hosts, sentence):
     with pytest.raises(ValueError, match=sentence):
-        pipeline.batches(config, source, TOKENIZERS, process_count=hosts)
+        pipeline.batches(config, [source], TOKENIZERS, process_count=hosts)
