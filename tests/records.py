@@ -37,8 +37,8 @@ class Records:
 
 
 def record(number: int, *pairs: Pair, frames: int = 8) -> Record:
-    """A clip whose pixels tell its number, [.., 0] and the frame, [.., 1]."""
-    content = np.full((frames, 32, 32, 3), number, np.uint8)
+    """A clip whose pixels tell its number (modulo 256), [.., 0] and the frame, [.., 1]."""
+    content = np.full((frames, 32, 32, 3), number % 256, np.uint8)
     content[..., 1] = np.arange(frames)[:, None, None]
     return Record(name=f"clip {number}", media=Media(content=content, kind="frames"), pairs=pairs)
 

@@ -103,7 +103,7 @@ def _load(file: pathlib.Path, records: int, buckets: int):
         if records and not LEFT_OUT <= assigned.min() <= assigned.max() < buckets:
             raise ValueError("no such bucket")
         return assigned, [BadRecordError(*map(str, row)) for row in bad]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         logger.warning("%s is not whole (%s): the lengths are measured again", file, error)
         return None
 

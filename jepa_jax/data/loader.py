@@ -11,6 +11,7 @@ import types
 
 import grain
 import numpy as np
+from absl import flags
 
 from jepa_jax.config import DataConfig
 from jepa_jax.data.bad_records import BadRecords
@@ -69,6 +70,8 @@ class Loader:
             options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
             self._iterator = iter(rest.to_iter_dataset(options))
             return
+        if not flags.FLAGS.is_parsed():  # Grain's processes look at flags of its own, which have defaults
+            flags.FLAGS.mark_as_parsed()
         # Of `prefetch` batches every worker keeps its share ready, beside those its threads work on.
         options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads)
         several = grain.MultiprocessingOptions(

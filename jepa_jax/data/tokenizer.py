@@ -39,10 +39,21 @@ class Tokenizer:
         self.pad_id = self._tokenizer.pad_token_id or 0
         self.prefix = prefix
         self._vocab_size = len(self._tokenizer) if vocab_size is None else vocab_size
+        self._start()
+
+    def _start(self) -> None:
         # A fast tokenizer keeps the length to cut at as a state of its own, which threads would share.
         self._lock = threading.Lock()
         # Texts repeat: most of them are looked up, not encoded again.
         self._row = functools.lru_cache(maxsize=2**16)(self._pad)
+
+    def __getstate__(self) -> dict:
+        """For worker processes, each of which has a lock and a memory of its own."""
+        return {name: x for name, x in vars(self).items() if name not in ("_lock", "_row")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._start()
 
     def __len__(self) -> int:
         """Rows that a token table must have for ordinary text, padding and special tokens included.
