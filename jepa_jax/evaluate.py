@@ -26,12 +26,10 @@ from jepa_jax.metrics import write_atomically
 from jepa_jax.models.vl_jepa import VLJEPA
 
 CONTROLS = ("untrained", "shuffled")
-# Retrieval is of any data, the others of the default data.
-TASKS = list(emoji_motion.TASKS)
 
 
 def tasks_of(clips: list[Clip]) -> dict:
-    """What can be asked about clips: more where they have labels."""
+    """What can be asked about clips: more where they have the default data's labels."""
     return emoji_motion.TASKS if all(clip.thing for clip in clips) else pairs.TASKS
 
 
@@ -158,13 +156,13 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a work directory or a checkpoint in it")
-    parser.add_argument("--task", help=f"one of {', '.join(TASKS)} (default: all)")
+    parser.add_argument("--task", help=f"one of {', '.join(emoji_motion.TASKS)} (default: all)")
     parser.add_argument("--split", help="one split (default: those of the run's config)")
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
-    if values.task is not None and values.task not in TASKS:
-        raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(TASKS)}")
+    if values.task is not None and values.task not in emoji_motion.TASKS:
+        raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(emoji_motion.TASKS)}")
     model = inference.load(values.checkpoint)
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can be evaluated")
@@ -174,7 +172,8 @@ def main(arguments: list[str]) -> int:
         config = model.config
         splits = dataclasses.replace(config.eval, splits=(values.split,))
         model.config = dataclasses.replace(config, eval=splits)
-    evaluate(model, workdir, TASKS if values.task is None else [values.task])
+    tasks = list(emoji_motion.TASKS) if values.task is None else [values.task]
+    evaluate(model, workdir, tasks)
     return 0
 
 

@@ -28,6 +28,7 @@ from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.evaluation.clips import open_split
+from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
@@ -180,7 +181,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             print(bad.summary(), file=sys.stderr)
         if config.eval.splits:
             model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
-            evaluate.evaluate(model, workdir, evaluate.TASKS)
+            evaluate.evaluate(model, workdir, list(TASKS))
     if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
         print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
         return 1
