@@ -39,24 +39,18 @@ def text_id(string: str) -> np.int32:
     return np.uint32(zlib.crc32(string.encode())).view(np.int32)
 
 
-def pair_odds(pairs: Sequence[Pair], dataset: DatasetConfig) -> np.ndarray:
-    """The odds of drawing each of a record's pairs, summing to 1, or all 0: [pairs] float."""
-    weights = dict(dataset.pair_weights)
-    odds = np.array([pair.weight * (weights.get(pair.kind, 0.0) if weights else 1.0) for pair in pairs])
-    return odds / odds.sum() if odds.any() else odds
-
-
-def wanted(pairs: Sequence[Pair], dataset: DatasetConfig, name: str) -> list[Pair]:
-    """The pairs that may be drawn.
+def pair_odds(pairs: Sequence[Pair], dataset: DatasetConfig, name: str) -> np.ndarray:
+    """The odds of drawing each of a record's pairs, summing to 1: [pairs] float.
 
     Raises:
-      BadRecordError: there is none.
+      BadRecordError: none may be drawn.
     """
-    found = [pair for pair, odd in zip(pairs, pair_odds(pairs, dataset), strict=True) if odd]
-    if not found:
+    weights = dict(dataset.pair_weights)
+    odds = np.array([pair.weight * (weights.get(pair.kind, 0.0) if weights else 1.0) for pair in pairs])
+    if not odds.any():
         kinds = ", ".join(sorted({pair.kind for pair in pairs}))
         raise BadRecordError(UNWANTED, name, f"kinds: {kinds}")
-    return found
+    return odds / odds.sum()
 
 
 def with_template(template: str, query: str) -> str:
@@ -139,8 +133,7 @@ class MakeExample(grain.transforms.RandomMap):
         return {"frames": frames, **texts}
 
     def _texts(self, pairs: Sequence[Pair], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        wanted(pairs, self._dataset, name)
-        odds = pair_odds(pairs, self._dataset)
+        odds = pair_odds(pairs, self._dataset, name)
         # No pair twice, unless the record has too few.
         repeats = self._count > np.count_nonzero(odds)
         drawn = [pairs[i] for i in rng.choice(len(pairs), self._count, replace=repeats, p=odds)]

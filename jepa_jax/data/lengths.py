@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax.config import DatasetConfig
-from jepa_jax.data.examples import possible_targets, wanted, with_template
+from jepa_jax.data.examples import pair_odds, possible_targets, with_template
 from jepa_jax.data.records import BadRecordError, Limits, Source
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,11 @@ class _Texts:
 
     def _read(self, index: int) -> tuple[list[str], list[str]] | BadRecordError:
         try:
-            pairs = wanted(self._source.pairs(index), self._dataset, self._source.name(index))
+            pairs = self._source.pairs(index)
+            odds = pair_odds(pairs, self._dataset, self._source.name(index))
         except BadRecordError as error:
             return error.with_traceback(None)
+        pairs = [pair for pair, odd in zip(pairs, odds, strict=True) if odd]
         templates = self._dataset.query_templates
         queries = {with_template(template, pair.query) for pair in pairs for template in templates}
         targets = {text for pair in pairs for text in possible_targets(pair, self._dataset)}

@@ -13,7 +13,7 @@ import numpy as np
 
 from jepa_jax.config import Config, DataConfig, DatasetConfig
 from jepa_jax.data.bad_records import BadRecords
-from jepa_jax.data.examples import MakeExample, join, wanted
+from jepa_jax.data.examples import MakeExample, join, pair_odds
 from jepa_jax.data.features import FeatureSource
 from jepa_jax.data.lengths import bucket_of_records
 from jepa_jax.data.mixing import Group, groups
@@ -52,7 +52,7 @@ def _check_pairs(source: Source, dataset: DatasetConfig) -> None:
         try:
             pairs = source.pairs(i)
             kinds |= {pair.kind for pair in pairs}
-            wanted(pairs, dataset, "")
+            pair_odds(pairs, dataset, "")
             return
         except BadRecordError:
             continue
