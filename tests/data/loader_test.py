@@ -129,8 +129,11 @@ sys.stdin.read()
         assert all(map(runs, workers))
         process.kill()
         assert process.wait() == -signal.SIGKILL
-        # They notice by themselves; a test that fails here waits for ever.
-        while any(map(runs, workers)):
+        # They notice by themselves.
+        for _ in range(2400):
+            if not any(map(runs, workers)):
+                break
             time.sleep(0.05)
+        assert not any(map(runs, workers))
     finally:
         process.kill()
