@@ -84,10 +84,10 @@ class DataConfig:
     step. `target_prefix` is put before every target and candidate text alike.
 
     Batches are made by `threads` in the training process, or in each of `workers` processes, `prefetch`
-    of them ahead: no batch depends on any of the three. `features` is a folder of visual tokens from `python -m jepa_jax.data.cache_features`, read in
-    place of frames. Media of more than `max_pixels` a frame or `max_media_bytes`, and texts of more than
-    `max_text_characters`, are left out, as is all that cannot be read; a share of such records above
-    `max_bad_fraction` stops the run.
+    of them ahead: no batch depends on any of the three. `features` is a folder of visual tokens from
+    `python -m jepa_jax.data.cache_features`, read in place of frames. Media of more than `max_pixels` a
+    frame or `max_media_bytes`, and texts of more than `max_text_characters`, are left out, as is all that
+    cannot be read; a share of such records above `max_bad_fraction` stops the run.
     """
 
     dataset: str = "emoji_motion"
