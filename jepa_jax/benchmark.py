@@ -31,6 +31,8 @@ from jepa_jax import comparison, flags, timing
 from jepa_jax.chips import chip_of
 from jepa_jax.config import Config
 from jepa_jax.data import pipeline, synthetic
+from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
+from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.flops import model_flops
 from jepa_jax.metrics import write_atomically
@@ -65,15 +67,18 @@ def open_batches(config: Config, mesh: jax.sharding.Mesh, wanted: bool) -> tuple
     numbers where they are `wanted` or the dataset is not to be had."""
     if not wanted:
         try:
+            bad = BadRecords(config.data.max_bad_fraction)
             dataset = pipeline.batches(
                 config,
-                pipeline.open_source(config.data),
+                pipeline.open_sources(config.data, bad),
                 load_tokenizers(config),
+                bad=bad,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            return pipeline.iterate(dataset, config.data, None), config.data.dataset
-        except (ValueError, OSError) as error:
+            named = ", ".join(d.dataset or d.path for d in config.data.datasets)
+            return Loader(dataset, config.data, bad), named
+        except (ValueError, OSError, TooManyBadRecordsError) as error:
             why = f"synthetic, because the dataset is not to be had: {str(error).splitlines()[0]}"
     else:
         why = "synthetic, as told"

@@ -18,14 +18,19 @@ from flax import nnx
 from jepa_jax import flags, inference, parts
 from jepa_jax.config import Config
 from jepa_jax.distributed import is_main
-from jepa_jax.evaluation import emoji_motion
-from jepa_jax.evaluation.clips import Subject, load_clips, shuffle_in_time
+from jepa_jax.evaluation import emoji_motion, pairs
+from jepa_jax.evaluation.clips import Clip, Subject, load_clips, shuffle_in_time
 from jepa_jax.evaluation.pictures import plot_retrieval
 from jepa_jax.inference import Model
 from jepa_jax.metrics import write_atomically
 from jepa_jax.models.vl_jepa import VLJEPA
 
 CONTROLS = ("untrained", "shuffled")
+
+
+def tasks_of(clips: list[Clip]) -> dict:
+    """What can be asked about clips: more where they have the default data's labels."""
+    return emoji_motion.TASKS if all(clip.thing for clip in clips) else pairs.TASKS
 
 
 class Validation:
@@ -41,7 +46,7 @@ class Validation:
     def __call__(self, model: VLJEPA) -> dict[str, float]:
         """{"recall_at_1": text-to-video R@1 of the model as it is}."""
         subject = Subject(Model(model, self._config, self._tokenizers), self._frames)
-        metrics = emoji_motion.retrieval(subject, self._clips, self._config.eval)
+        metrics = tasks_of(self._clips)["retrieval"](subject, self._clips, self._config.eval)
         return {"recall_at_1": metrics["text_to_video_recall_at_1"]["value"]}
 
 
@@ -58,25 +63,27 @@ def untrained_twin(model: Model) -> Model:
 
 
 def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:
-    """Every task on every split, beside the untrained model and the frames shuffled in time.
+    """Every task on every split that has the labels for it, beside the untrained model and the frames
+    shuffled in time.
 
     Returns:
-      {task: {"SPLIT/METRIC": {"value", "untrained", "shuffled", "chance", "n"}}}.
+      {task: {"SPLIT/METRIC": {"value", "untrained", "shuffled", "chance", "n"}}}, empty for a task that
+      no split has the labels for.
     """
     config = model.config.eval
     results: dict[str, dict[str, dict]] = {task: {} for task in tasks}
     twin = untrained_twin(model)
     for split in config.splits:
-        frames, clips = load_clips(model.config, split, config.clips)
+        with flags.as_usage_errors(ValueError, OSError):
+            frames, clips = load_clips(model.config, split, config.clips)
         subjects = {
             "value": Subject(model, frames),
             "untrained": Subject(twin, frames),
             "shuffled": Subject(model, shuffle_in_time(frames, model.config.seed)),
         }
-        for task in tasks:
-            found = {
-                who: emoji_motion.TASKS[task](subject, clips, config) for who, subject in subjects.items()
-            }
+        possible = tasks_of(clips)
+        for task in [task for task in tasks if task in possible]:
+            found = {who: possible[task](subject, clips, config) for who, subject in subjects.items()}
             for name, metric in (found["value"] or {}).items():
                 controls = {who: found[who][name]["value"] for who in CONTROLS}
                 results[task][f"{split}/{name}"] = {**metric, **controls}
@@ -108,22 +115,33 @@ def retrieval_picture(model: Model, rows: int = 6) -> tuple:
     config = model.config.eval
     frames, clips = load_clips(model.config, config.splits[0], config.clips)
     subject = Subject(model, frames)
-    index, video, text = emoji_motion.caption_embeddings(subject, clips, config.retrieval_clips)
+    if tasks_of(clips) is emoji_motion.TASKS:
+        index, video, text = emoji_motion.caption_embeddings(subject, clips, config.retrieval_clips)
+        captions = [clips[i].pair("describe")[1] for i in index]
+    else:
+        index, captions, video, text = pairs.answer_embeddings(subject, clips, config.retrieval_clips)
     # Rows are taken evenly over the clips, not chosen for how well they came out.
-    shown = np.linspace(0, len(index) - 1, rows).astype(int)
+    shown = np.linspace(0, len(index) - 1, min(rows, len(index))).astype(int)
     found = np.argsort(-(text[shown] @ video.T), axis=1, kind="stable")[:, :5]
-    captions = [clips[index[i]].pair("describe")[1] for i in shown]
-    return captions, found, shown, frames[index]
+    return [captions[i] for i in shown], found, shown, frames[index]
 
 
 def evaluate(model: Model, workdir: pathlib.Path, tasks: list[str]) -> None:
-    """Run tasks, write `eval/TASK.json` and `retrieval.png`, print the table.
+    """Run tasks, write `eval/TASK.json` and `retrieval.png`, print the table; nothing of a task that the
+    data have no labels for.
 
     Every host takes part, for each holds a share of the model; the first writes.
+
+    Raises:
+      UsageError: a split cannot be read, or none has the labels for any of the tasks.
     """
-    results = run_tasks(model, tasks)
-    drawn = "retrieval" in tasks and model.config.eval.splits
-    picture = retrieval_picture(model) if drawn else None
+    results = {task: metrics for task, metrics in run_tasks(model, tasks).items() if metrics}
+    if not results:
+        splits = ", ".join(model.config.eval.splits) or "none: name one"
+        raise flags.UsageError(
+            f"nothing to evaluate: splits ({splits}) have no labels for {', '.join(tasks)}"
+        )
+    picture = retrieval_picture(model) if "retrieval" in results else None
     if not is_main():
         return
     (workdir / "eval").mkdir(exist_ok=True)

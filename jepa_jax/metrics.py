@@ -73,8 +73,14 @@ class RunLog:
         yield
         self._waited += time.perf_counter() - begin
 
-    def step(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+    def step(self, step: int, metrics: dict[str, jax.Array], bad_records: int = 0) -> dict[str, float]:
         """Read a finished step's scalars; at every `log_every`-th write them.
+
+        Args:
+          bad_records: records left out so far.
+
+        Returns:
+          The scalars, with those of the run's speed where they were written.
 
         Raises:
           NotFiniteError: its loss or gradient norm is NaN or infinite.
@@ -93,7 +99,8 @@ class RunLog:
                 "samples_per_second": steps * self._config.batch_size / seconds,
                 "data_wait": self._waited / seconds,
             }
-            self.write(step, scalars | speed)
+            scalars |= speed
+            self.write(step, scalars | {"bad_records": bad_records})
             self._bar.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
             self._waited, self._since = 0.0, (step, now)
         return scalars

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     restart_with_huge_pages()
 
 import contextlib
+import logging
 import pathlib
 import signal
 import sys
@@ -22,8 +23,11 @@ from jax.sharding import Mesh
 from jepa_jax import distributed, evaluate, flags
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import Config
-from jepa_jax.data import pipeline
+from jepa_jax.data import advice, pipeline
+from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
+from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
+from jepa_jax.evaluation.clips import open_split
 from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
@@ -31,6 +35,8 @@ from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
 from jepa_jax.sharding import make_mesh, shard_global_batch
 from jepa_jax.state import abstract_state, from_items, init_state, to_items
 from jepa_jax.step import jit_train_step
+
+logger = logging.getLogger(__name__)
 
 
 class _StopFlag:
@@ -56,11 +62,12 @@ class _StopFlag:
         signal.signal(number, signal.SIG_DFL)
 
 
-def open_data(config: Config, mesh: Mesh):
-    """The training batches and both tokenizers.
+def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: pathlib.Path):
+    """The training batches, their sources, and both tokenizers.
 
     Raises:
       ValueError: batch, mesh, data and tokenizers do not fit together.
+      TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
     """
     if config.batch_size % (mesh.size * config.micro_batches):
         pieces = f" times {config.micro_batches} micro_batches" if config.micro_batches > 1 else ""
@@ -68,16 +75,17 @@ def open_data(config: Config, mesh: Mesh):
             f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices{pieces}"
         )
     tokenizers = load_tokenizers(config)
-    several = len(config.data.length_buckets) > 1  # only then are the lengths of all texts needed
+    sources = pipeline.open_sources(config.data, bad)
     dataset = pipeline.batches(
         config,
-        pipeline.open_source(config.data),
+        sources,
         tokenizers,
-        texts=pipeline.open_source(config.data, with_frames=False) if several else None,
+        bad=bad,
+        cache=workdir / "cache",
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return dataset, tokenizers
+    return dataset, sources, tokenizers
 
 
 def train(config: Config, workdir: pathlib.Path) -> int:
@@ -91,8 +99,12 @@ def train(config: Config, workdir: pathlib.Path) -> int:
       UsageError: the configuration does not fit this machine or the data, the work directory cannot
         be written, or it has checkpoints and none is whole.
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
+      TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
     """
     stop = _StopFlag()
+    # Each host counts the records that it reads itself.
+    host = "" if distributed.is_main() else f".{jax.process_index()}"
+    bad = BadRecords(config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
     if jax.config.jax_compilation_cache_dir is None:
         # A run that goes on does not compile again; several hosts read what the first wrote.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
@@ -101,9 +113,11 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         mesh = make_mesh(config.fsdp)
         initial = open_initial(config, mesh)
         with distributed.main_first():
-            dataset, tokenizers = open_data(config, mesh)
+            dataset, sources, tokenizers = open_data(config, mesh, bad, workdir)
             by_recall = config.checkpoint.best_metric == "recall_at_1"
             validation = evaluate.Validation(config, tokenizers) if by_recall else None
+            for split in config.eval.splits:
+                open_split(config, split)
             workdir.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():
                 write_atomically(workdir / "config.json", flags.config_to_json(config))
@@ -125,19 +139,24 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             state = from_items(items, config)
             if distributed.is_main():
                 print(f"resuming from step {start} of {config.steps}")
+            was = data_state["sources"]
+            if was != pipeline.identity(sources):
+                logger.warning("the data has changed since step %d: its order is another from here on", start)
         step_fn = jit_train_step(template)
-        iterator = pipeline.iterate(dataset, config.data, data_state)
+        loader = Loader(dataset, config.data, bad, data_state)
         log = RunLog(workdir, config, start, write=distributed.is_main())
+        advisor = advice.Advisor(config.data, sources, tell=distributed.is_main())
         unlogged = None
-        with contextlib.closing(log):
+        with contextlib.closing(log), contextlib.closing(loader):
             for step in range(start + 1, config.steps + 1):
+                # Step N - 1 is under way while batch N is waited for and put on the devices.
                 with log.data_wait():
-                    batch = shard_global_batch(next(iterator), mesh)
+                    batch = shard_global_batch(next(loader), mesh)
                 state, metrics = step_fn(state, batch, graphdef=graphdef, config=config)
                 # Step N is under way before step N - 1 is read, so the device never waits for us.
                 if unlogged:
-                    log.step(*unlogged)
-                unlogged = (step, metrics)
+                    advisor.after(log.step(*unlogged))
+                unlogged = (step, metrics, bad.total)
                 stopping = stop.look(step)
                 if step % config.checkpoint.every and step < config.steps and not stopping:
                     continue
@@ -147,7 +166,9 @@ def train(config: Config, workdir: pathlib.Path) -> int:
                     recall = validation(nnx.merge(graphdef, state.trained, state.frozen))
                     log.write(step, recall)
                     scores |= recall
-                checkpointer.save(step, to_items(state), iterator.get_state(), scores)
+                position = {**loader.get_state(), "sources": pipeline.identity(sources)}
+                checkpointer.save(step, to_items(state), position, scores)
+                bad.save()
                 if stopping and step < config.steps:
                     checkpointer.wait()
                     if distributed.is_main():
@@ -156,6 +177,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         checkpointer.wait()
         if distributed.is_main():
             plot_loss(workdir)
+        if bad.total:
+            print(bad.summary(), file=sys.stderr)
         if config.eval.splits:
             model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
             evaluate.evaluate(model, workdir, list(TASKS))
@@ -176,7 +199,9 @@ _FREE_TO_CHANGE = {
     "loss.chunk",
     "data.data_dir",
     "data.threads",
+    "data.workers",
     "data.prefetch",
+    "data.max_bad_fraction",
     "checkpoint.every",
     "checkpoint.keep",
 }
@@ -215,7 +240,7 @@ def main(arguments: list[str]) -> int:
     try:
         with distributed.ending_together(workdir):
             return train(config, workdir)
-    except NotFiniteError as error:
+    except (NotFiniteError, TooManyBadRecordsError) as error:
         print(f"error: {error}; the last good checkpoint is in {workdir}", file=sys.stderr)
         return 1
 

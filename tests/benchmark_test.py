@@ -11,6 +11,7 @@ import pytest
 
 from jepa_jax import benchmark, comparison, flags
 from jepa_jax.data import pipeline, synthetic
+from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.flops import model_flops
 from tests.tiny_config import config as tiny
@@ -138,7 +139,8 @@ def test_synthetic_batches_have_the_pipeline_s_form(tmp_path):
             ("data.data_dir", str(tmp_path)),
         ],
     )
-    real = pipeline.batches(config, pipeline.open_source(config.data), load_tokenizers(config))[0]
+    sources = pipeline.open_sources(config.data, BadRecords(0.0))
+    real = pipeline.batches(config, sources, load_tokenizers(config))[0].arrays
     made = synthetic.batch(config, 0)
     assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
         k: (v.shape, v.dtype) for k, v in real.items()

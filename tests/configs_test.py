@@ -6,7 +6,8 @@ import pathlib
 import pytest
 
 from jepa_jax import flags
-from jepa_jax.config import BertConfig, LearningRateFactors, LlamaConfig, ModelConfig
+from jepa_jax.config import BertConfig, InitConfig, LearningRateFactors, LlamaConfig, ModelConfig
+from jepa_jax.data.tokenizer import SHIPPED
 from jepa_jax.train import main
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -22,6 +23,15 @@ def test_a_config_opens_with_its_command_and_what_to_expect(name):
     assert f"python -m jepa_jax.{command} --config=configs/{name}" in head
     assert "Expected" in head
     assert config.name == name.removesuffix(".py")
+
+
+def test_a_folder_of_one_s_own_needs_nothing_that_does_not_ship():
+    config = flags.load_config("configs/my_videos.py")
+    assert config.data.path == "my_videos"
+    assert config.init == InitConfig()
+    for name in (config.data.query_tokenizer, config.data.target_tokenizer):
+        assert SHIPPED[name].is_dir()
+    assert config.checkpoint.best_metric == "loss"
 
 
 def test_the_paper_s_first_stage():

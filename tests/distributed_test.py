@@ -90,6 +90,11 @@ def steps_done(workdir) -> int:
     return file.read_text().count("\n") if file.exists() else 0
 
 
+def saved(workdir, step: int) -> bool:
+    """Whether the checkpoint of a step is committed: files are written behind the steps that follow."""
+    return (workdir / "checkpoints" / str(step)).is_dir()
+
+
 def wait_for(processes: list[subprocess.Popen], condition) -> None:
     while all(process.poll() is None for process in processes) and not condition():
         time.sleep(0.01)
@@ -135,7 +140,7 @@ def test_two_hosts_are_one_run(alone, data_dir, tmp_path):
 def test_a_lost_host_stops_the_others_and_the_same_command_goes_on(alone, data_dir, tmp_path, killed):
     workdir = tmp_path / "run"
     processes = start(workdir, data_dir, 2, DEVICES // 2)
-    wait_for(processes, lambda: steps_done(workdir) >= 4)
+    wait_for(processes, lambda: steps_done(workdir) >= 4 and saved(workdir, 3))
     processes[killed].send_signal(signal.SIGKILL)
     status, output = finish(processes, workdir)[1 - killed]
     assert status not in (0, -signal.SIGKILL), output

@@ -1,18 +1,24 @@
 """Metrics by hand-worked cases; tasks by subjects whose score is known beforehand."""
 
+import dataclasses
 import zlib
 
 import numpy as np
 import pytest
 
-from jepa_jax.config import EvalConfig
+from jepa_jax import evaluate
+from jepa_jax.config import DatasetConfig, EvalConfig
 from jepa_jax.data.emoji_motion import texts
 from jepa_jax.data.emoji_motion.scene import sample_scene
 from jepa_jax.data.emoji_motion.splits import unseen_pairs
+from jepa_jax.data.records import BadRecordError, Pair
+from jepa_jax.evaluation import pairs
 from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
-from jepa_jax.evaluation.clips import Clip, shuffle_in_time
+from jepa_jax.evaluation.clips import Clip, load_clips, shuffle_in_time
 from jepa_jax.evaluation.emoji_motion import TASKS, distinct_captions
 from jepa_jax.evaluation.retrieval import ranks, retrieval_metrics
+from tests.records import Records, record
+from tests.tiny_config import config as tiny
 
 
 def test_ranks_by_hand():
@@ -133,6 +139,44 @@ def test_retrieval_is_over_distinct_captions(clips):
     shown = [(clips[i].thing, clips[i].motion, clips[i].second) for i in index]
     assert len(set(shown)) == len(shown) == len({(c.thing, c.motion, c.second) for c in clips})
     assert len(distinct_captions(clips, 10)) == 10
+
+
+def test_retrieval_of_any_data_is_over_distinct_answers():
+    answers = ["red", "green", "red", "blue"]
+    found = [
+        Clip("", "", "", [("colour", f"which? {i}", answer), ("x", "?", "y")])
+        for i, answer in enumerate(answers)
+    ]
+    assert pairs.distinct_answers(found, 9) == (
+        [0, 1, 3],
+        [("which? 0", "red"), ("which? 1", "green"), ("which? 3", "blue")],
+    )
+    assert pairs.distinct_answers(found, 2)[0] == [0, 1]
+    for wrong, value in ((False, 1.0), (True, 0.0)):
+        metrics = pairs.retrieval(Oracle(found, wrong=wrong), found, EvalConfig())
+        assert metrics["text_to_video_recall_at_1"] == {"value": value, "chance": 1 / 3, "n": 3}
+
+
+def test_only_the_default_data_s_clips_have_its_tasks(clips):
+    assert evaluate.tasks_of(clips) is TASKS
+    assert list(evaluate.tasks_of([Clip("", "", "", clips[0].pairs)])) == ["retrieval"]
+
+
+def test_clips_are_spread_and_those_that_cannot_be_read_are_left_out(monkeypatch, caplog):
+    dataset = DatasetConfig(path="a", query_templates=("now {query}", "x {query}"), target="longest")
+    bad = BadRecordError("media missing", "clip 4")
+    texts = Pair(query="what?", targets=("a", "a cat"), kind="k")
+    source = Records([bad if i == 4 else record(i, texts) for i in range(9)])
+    monkeypatch.setattr("jepa_jax.evaluation.clips.open_source", lambda *_: source)
+    config = dataclasses.replace(tiny, eval=EvalConfig(dataset=dataset))
+    frames, found = load_clips(config, "held_out", 5)
+    assert frames.shape == (4, 4, 32, 32, 3)
+    assert frames[:, 0, 0, 0, 0].tolist() == [0, 2, 6, 8]
+    assert found == [Clip("", "", "", [("k", "now what?", "a cat")])] * 4
+    assert "not evaluated on: clip 4: media missing" in caplog.text
+    source = Records([bad])
+    with pytest.raises(ValueError, match="no record that can be evaluated on"):
+        load_clips(config, "held_out", 5)
 
 
 def test_clips_without_a_named_motion_are_not_asked_for_one(clips):

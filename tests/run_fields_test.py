@@ -15,7 +15,11 @@ import pytest
 from jepa_jax import config as c
 from jepa_jax import evaluate, sharding
 from jepa_jax.data import pipeline
+from jepa_jax.data.bad_records import BadRecords
+from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
+from jepa_jax.evaluation import clips
+from tests.records import Records
 from tests.tiny_config import config as tiny
 from tests.train_test import CONFIG, ROOT
 
@@ -46,9 +50,18 @@ RUN = {
 ELSEWHERE = {
     "data.dataset": "test_the_dataset_is_the_one_named",
     "data.data_dir": "the run below finds its data there",
+    "data.path": "test_a_source_is_opened_as_told",
+    "data.max_pixels": "test_a_source_is_opened_as_told",
+    "data.max_media_bytes": "test_a_source_is_opened_as_told",
+    "data.max_text_characters": "test_a_source_is_opened_as_told",
+    "data.mixture": "data/pipeline_test.py",
+    "data.features": "data/pipeline_test.py",
+    "data.max_bad_fraction": "data/bad_records_test.py, train_test.py",
+    "data.workers": "test_workers_are_as_many",
     "data.threads": "test_reading_ahead_is_as_wide_and_as_long_as_told",
     "data.prefetch": "test_reading_ahead_is_as_wide_and_as_long_as_told",
     "eval.validation_split": "test_the_validation_split_is_the_one_named",
+    "eval.dataset": "test_what_is_evaluated_on_is_what_is_named",
     "eval.batch_size": "test_a_model_computes_in_batches_of_the_size_told",
     "batch_size": "test_the_batch_depends_on",
     "seed": "test_the_batch_depends_on",
@@ -61,8 +74,16 @@ ELSEWHERE = {
     "init.model": "initial_test.py",
 }
 
+# Fields of one dataset of a mixture.
+DATASET = {
+    **dict.fromkeys(("dataset", "path", "split", "data_dir", "fields"), "test_a_source_is_opened_as_told"),
+    **dict.fromkeys(("weight", "frames", "span", "query_templates", "target"), "data/pipeline_test.py"),
+    "pair_weights": "data/pipeline_test.py",
+}
+
 
 def test_no_field_is_forgotten():
+    assert DATASET.keys() == {f.name for f in dataclasses.fields(c.DatasetConfig)}
     sections = {
         "data": c.DataConfig,
         "checkpoint": c.CheckpointConfig,
@@ -104,7 +125,8 @@ def with_data(**fields) -> c.Config:
 
 
 def first_batch(config: c.Config) -> dict[str, np.ndarray]:
-    return pipeline.batches(config, pipeline.open_source(config.data), load_tokenizers(config))[0]
+    sources = pipeline.open_sources(config.data, BadRecords(0.0))
+    return pipeline.batches(config, sources, load_tokenizers(config))[0].arrays
 
 
 def differs(one, other) -> bool:
@@ -130,8 +152,9 @@ def test_the_batch_depends_on(name, value, data_dir):
 
 
 def test_the_dataset_is_the_one_named(data_dir):
+    data = dataclasses.replace(tiny.data, dataset="no_such_thing", data_dir=data_dir)
     with pytest.raises(ValueError, match=r"data.dataset='no_such_thing': no such dataset"):
-        pipeline.open_source(dataclasses.replace(tiny.data, dataset="no_such_thing", data_dir=data_dir))
+        pipeline.open_sources(data, BadRecords(0.0))
 
 
 def test_reading_ahead_is_as_wide_and_as_long_as_told(monkeypatch):
@@ -140,8 +163,72 @@ def test_reading_ahead_is_as_wide_and_as_long_as_told(monkeypatch):
     told = {}
     monkeypatch.setattr(grain, "ReadOptions", lambda **fields: told.update(fields))
     dataset = grain.MapDataset.range(3)
-    pipeline.iterate(dataset, dataclasses.replace(tiny.data, threads=5, prefetch=11), None)
+    Loader(dataset, dataclasses.replace(tiny.data, threads=5, prefetch=11), BadRecords(0.0))
     assert told == {"num_threads": 5, "prefetch_buffer_size": 11}
+
+
+def test_workers_are_as_many_as_told_and_share_what_is_read_ahead(monkeypatch):
+    import grain
+
+    told = {}
+    read, several = grain.ReadOptions, grain.MultiprocessingOptions
+    monkeypatch.setattr(grain, "ReadOptions", lambda **f: told.update(f) or read(**f))
+    monkeypatch.setattr(grain, "MultiprocessingOptions", lambda **f: told.update(f) or several(**f))
+    data = dataclasses.replace(tiny.data, workers=3, threads=5, prefetch=11)
+    Loader(grain.MapDataset.range(3), data, BadRecords(0.0)).close()
+    assert told["num_workers"] == 3
+    assert told["per_worker_buffer_size"] == 4
+    assert told["num_threads"] == 5
+
+
+WHOLE = c.DatasetConfig(
+    path="a", split="odd", data_dir="d", fields=c.FieldMap(media="clip"), pair_weights=(("x", 2.0),)
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "datasets", "limits"),
+    [
+        ({"path": "there"}, [{"path": "there", "split": "train"}], {}),
+        ({"path": "there", "split": "b"}, [{"path": "there", "split": "b"}], {}),
+        ({"dataset": "x/y", "data_dir": "z"}, [{"dataset": "x/y", "data_dir": "z"}], {}),
+        ({"max_pixels": 5}, [{}], {"max_pixels": 5}),
+        ({"max_media_bytes": 6}, [{}], {"max_media_bytes": 6}),
+        ({"max_text_characters": 7}, [{}], {"max_text_characters": 7}),
+        ({"mixture": (WHOLE,)}, [dataclasses.asdict(dataclasses.replace(WHOLE, frames=4))], {}),
+        (
+            {"mixture": (WHOLE, c.DatasetConfig(dataset="e")), "data_dir": "z"},
+            [{"data_dir": "d", "path": "a"}, {"data_dir": "z", "dataset": "e", "path": None}],
+            {},
+        ),
+    ],
+)
+def test_a_source_is_opened_as_told(data, datasets, limits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pipeline, "open_source", lambda *given: asked.append(given) or Records([]))
+    pipeline.open_sources(dataclasses.replace(tiny.data, **data), BadRecords(0.0))
+    assert len(asked) == len(datasets)
+    for (dataset, given), expected in zip(asked, datasets, strict=True):
+        assert dataclasses.asdict(dataset) == dataclasses.asdict(dataset) | expected
+        assert dataclasses.asdict(given) == dataclasses.asdict(given) | limits
+
+
+@pytest.mark.parametrize(
+    ("data", "named", "expected"),
+    [
+        ({"path": "a"}, None, "a"),
+        ({"mixture": (c.DatasetConfig(path="b"), c.DatasetConfig(path="c"))}, None, "b"),
+        ({"path": "a"}, c.DatasetConfig(path="d", split="x"), "d"),
+    ],
+)
+def test_what_is_evaluated_on_is_what_is_named(data, named, expected, monkeypatch):
+    asked = []
+    monkeypatch.setattr(clips, "open_source", lambda dataset, _: asked.append(dataset))
+    config = dataclasses.replace(
+        tiny, data=dataclasses.replace(tiny.data, **data), eval=c.EvalConfig(dataset=named)
+    )
+    clips.open_split(config, "held_out")
+    assert [(dataset.path, dataset.split) for dataset in asked] == [(expected, "held_out")]
 
 
 @pytest.mark.parametrize("split", ["validation", "unseen_art"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -77,18 +78,18 @@ class DataConfig:
     """What is read and how it becomes a batch.
 
     `dataset` (a TFDS name) or `path` (a folder, which goes before it), or several of either as a
-    `mixture`. `length_buckets` are (query, target) token lengths, ascending; all of a global batch is
-    padded to one of them. Longer texts are cut to the last. `pair_weights` are (kind, relative
-    odds) of a record's (query, target) pairs; a kind left out is not drawn, and without any all have
-    the same odds. With `pairs_per_clip` over 1 a clip is encoded once for so many pairs: where the
-    X-Encoder trains, that is most of the cost of a step. `target_prefix` is put
-    before every target and candidate text alike.
+    `mixture`, each with a split and pair weights of its own. `length_buckets` are (query, target) token
+    lengths, ascending; all of a global batch is padded to one of them. Longer texts are cut to the last.
+    `pair_weights` are (kind, relative odds) of a record's (query, target) pairs; a kind left out is not
+    drawn, and without any all have the odds that their records give them. With `pairs_per_clip` over 1 a
+    clip is encoded once for so many pairs: where the X-Encoder trains, that is most of the cost of a
+    step. `target_prefix` is put before every target and candidate text alike.
 
-    Clips are read by `threads` in the training process, or in `workers` processes, `prefetch` batches
-    ahead. `features` is a folder of visual tokens from `python -m jepa_jax.data.cache_features`, read in
-    place of frames. Media of more than `max_pixels` a frame or `max_media_bytes`, and texts of more than
-    `max_text_characters`, are left out, as is all that cannot be read; a share of such records above
-    `max_bad_fraction` stops the run.
+    Batches are made by `threads` in the training process, or in each of `workers` processes, `prefetch`
+    of them ahead: no batch depends on any of the three. `features` is a folder of visual tokens from
+    `python -m jepa_jax.data.cache_features`, read in place of frames. Media of more than `max_pixels` a
+    frame or `max_media_bytes`, and texts of more than `max_text_characters`, are left out, as is all that
+    cannot be read; a share of such records above `max_bad_fraction` stops the run.
     """
 
     dataset: str = "emoji_motion"
@@ -116,15 +117,27 @@ class DataConfig:
     def __post_init__(self):
         if list(self.length_buckets) != sorted(set(self.length_buckets)):
             raise ValueError(f"data.length_buckets={self.length_buckets} must ascend without repeats")
-        if self.mixture and self.features:
-            raise ValueError("data.features are of one dataset: data.mixture must be empty")
+        if self.mixture:
+            alone = [name for name in ("path", "features", "pair_weights") if getattr(self, name)]
+            if alone:
+                raise ValueError(f"data.{alone[0]} is of one dataset: data.mixture must be empty")
 
     @property
     def datasets(self) -> tuple[DatasetConfig, ...]:
-        """What is read: the mixture, or the one dataset."""
+        """What is read, `frames` and `data_dir` filled in: the mixture, or the one dataset."""
         if self.mixture:
-            return self.mixture
+            filled = {"frames": self.frames, "data_dir": self.data_dir}
+            return tuple(
+                dataclasses.replace(d, **{name: getattr(d, name) or x for name, x in filled.items()})
+                for d in self.mixture
+            )
         where = {"path": self.path} if self.path else {"dataset": self.dataset}
         return (
-            DatasetConfig(**where, split=self.split, data_dir=self.data_dir, pair_weights=self.pair_weights),
+            DatasetConfig(
+                **where,
+                split=self.split,
+                data_dir=self.data_dir,
+                frames=self.frames,
+                pair_weights=self.pair_weights,
+            ),
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from jepa_jax.config.data import DataConfig
+from jepa_jax.config.data import DataConfig, DatasetConfig
 from jepa_jax.config.model import BertConfig, ModelConfig
 from jepa_jax.config.types import (
     OPTIONS,
@@ -113,8 +113,10 @@ class CheckpointConfig:
 @dataclass(**OPTIONS)
 class EvalConfig:
     """Evaluation at the end of training: the splits, at most `clips` clips of each, and at most
-    `retrieval_clips` for retrieval. `validation_split` tells the best checkpoint while training."""
+    `retrieval_clips` for retrieval. `validation_split` tells the best checkpoint while training. They
+    are splits of the dataset trained on (of a mixture, the first), or of `dataset`."""
 
+    dataset: DatasetConfig | None = None
     splits: tuple[str, ...] = ()
     validation_split: str = "validation"
     clips: Positive = 1024
@@ -183,12 +185,12 @@ class Config:
                 f"data.length_buckets go to {longest} target tokens, but model.y_encoder.max_length="
                 f"{text.max_length}: shorten the buckets"
             )
-        if self.data.frames > 1:
-            divides(
-                "model.x_encoder.tubelet_size",
-                self.model.x_encoder.tubelet_size,
-                "data.frames",
-                self.data.frames,
-            )
+        of_datasets = [(f"data.mixture[{i}].frames", d.frames) for i, d in enumerate(self.data.mixture)]
+        for name, frames in [("data.frames", self.data.frames), *of_datasets]:
+            if frames is not None and frames > 1:
+                divides("model.x_encoder.tubelet_size", self.model.x_encoder.tubelet_size, name, frames)
+        resize, crop = self.data.resize, self.model.x_encoder.image_size
+        if resize is not None and resize < crop:
+            raise ValueError(f"data.resize={resize} is smaller than model.x_encoder.image_size={crop}")
         if self.optim.warmup_steps > self.steps:
             raise ValueError(f"optim.warmup_steps={self.optim.warmup_steps} exceeds steps={self.steps}")

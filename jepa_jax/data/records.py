@@ -26,6 +26,7 @@ CAUSES = (
     "line not readable",
     "key not unique",
     "archive damaged",
+    "no pair to draw",
 )
 
 

@@ -1,6 +1,7 @@
 """Tokenizers, loaded through `transformers`: the demo's own, Llama's, Gemma's."""
 
 import functools
+import hashlib
 import pathlib
 import threading
 
@@ -38,10 +39,21 @@ class Tokenizer:
         self.pad_id = self._tokenizer.pad_token_id or 0
         self.prefix = prefix
         self._vocab_size = len(self._tokenizer) if vocab_size is None else vocab_size
+        self._start()
+
+    def _start(self) -> None:
         # A fast tokenizer keeps the length to cut at as a state of its own, which threads would share.
         self._lock = threading.Lock()
         # Texts repeat: most of them are looked up, not encoded again.
         self._row = functools.lru_cache(maxsize=2**16)(self._pad)
+
+    def __getstate__(self) -> dict:
+        """For worker processes, each of which has a lock and a memory of its own."""
+        return {name: x for name, x in vars(self).items() if name not in ("_lock", "_row")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._start()
 
     def __len__(self) -> int:
         """Rows that a token table must have for ordinary text, padding and special tokens included.
@@ -57,9 +69,20 @@ class Tokenizer:
         with self._lock:
             return tuple(self._tokenizer(self.prefix + text, **options)["input_ids"])
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, special ones included."""
-        return len(self._encode(text, None))
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of all that tells how it splits a text."""
+        rust = getattr(self._tokenizer, "backend_tokenizer", None)
+        # Without one, the vocabulary and the class are all there is to see.
+        rules = rust.to_str() if rust else f"{type(self._tokenizer)} {sorted(self._tokenizer.get_vocab())}"
+        return hashlib.sha256(f"{self.prefix}\n{rules}".encode()).hexdigest()
+
+    def counts(self, texts: list[str]) -> list[int]:
+        """Tokens of each text, special ones included."""
+        if not texts:
+            return []
+        with self._lock:
+            return [len(ids) for ids in self._tokenizer([self.prefix + t for t in texts])["input_ids"]]
 
     def __call__(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions.

@@ -2,36 +2,27 @@
 
 import collections
 import dataclasses
+import hashlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from jepa_jax import flags
+from jepa_jax.config import DatasetConfig
 from jepa_jax.data import pipeline
+from jepa_jax.data.bad_records import BadRecords
+from jepa_jax.data.examples import text_id
+from jepa_jax.data.loader import Loader
+from jepa_jax.data.records import Pair
 from jepa_jax.data.tokenizer import load_tokenizers
+from tests.records import Records, example
+from tests.records import record as make_record
 
 CONFIG = flags.load_config("tests/tiny_config.py")
 
 
-def make_source(records: int) -> list[dict]:
-    """Records of the default data's form; every third has long texts, the frames tell the record."""
-    source = []
-    for i in range(records):
-        words = "the thing in the clip " * 2 if i % 3 == 0 else "clip"
-        source.append(
-            {
-                "frames": np.full((8, 32, 32, 3), i, np.uint8),
-                "pairs": {
-                    "kind": [b"describe", b"what_is_it", b"how_many"],
-                    "query": [b"describe the " + words.encode(), b"what is it?", b"how many?"],
-                    "target": [f"a cat {i}".encode(), f"a dog {i}".encode(), b"one"],
-                },
-            }
-        )
-    return source
-
-
-SOURCE = make_source(50)
+SOURCE = Records([example(i, long=i % 3 == 0) for i in range(50)])
 TOKENIZERS = load_tokenizers(CONFIG)
 
 
@@ -42,12 +33,38 @@ def with_data(**fields):
 ONE_BUCKET = with_data(length_buckets=((16, 16),))
 
 
+# Three datasets: 1 of clips of 4 frames and short texts, 2 of 8 frames, with short and long texts. Numbers
+# tell them apart: below 50, from 50, from 100 on.
+MIXED = [
+    Records([example(i) for i in range(30)]),
+    Records([example(i, long=i % 2 == 0) for i in range(50, 90)]),
+    Records([example(i, long=i % 5 == 0) for i in range(100, 120)]),
+]
+MIXTURE = with_data(
+    mixture=(
+        DatasetConfig(path="a", weight=2.0),
+        DatasetConfig(path="b", weight=3.0, frames=8),
+        DatasetConfig(path="c", weight=1.0, frames=8),
+    )
+)
+
+
 def records_of(batch) -> list[int]:
     return batch["frames"][:, 0, 0, 0, 0].tolist()
 
 
-def make(config, **hosts):
-    return pipeline.batches(config, SOURCE, TOKENIZERS, **hosts)
+class Arrays:
+    """What the batches of a run hold, without the tally."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def __getitem__(self, step: int):
+        return self._dataset[step].arrays
+
+
+def make(config, *sources, **options):
+    return Arrays(pipeline.batches(config, sources or [SOURCE], TOKENIZERS, **options))
 
 
 def test_shapes_and_types_are_those_of_the_legend():
@@ -73,10 +90,38 @@ def test_a_batch_is_a_function_of_seed_and_step(config):
     assert any(records_of(first[s]) != records_of(other[s]) for s in range(4))
 
 
+# SHA-256 of the first batches, computed before training read anything but TFDS datasets: the demo's
+# figures in README.md were measured on these.
+GOLDEN = {
+    "configs/demo.py": "274f217ad302bb80 01db85707a613dd0 6f0d61426dee01c2 f36cfb4f3d8ab017",
+    "tests/tiny_config.py": "4e1deb3eab555403 87e682d703b942d9 3b185c445f73114b 7dd1844786c90252",
+}
+
+
+def digest(batch) -> str:
+    found = hashlib.sha256()
+    for name, x in sorted(batch.items()):
+        found.update(f"{name} {x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes())
+    return found.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("file", "expected"), GOLDEN.items(), ids=["demo", "two buckets"])
+def test_the_demo_s_batches_are_what_they_were(file, expected, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "golden"
+    seed = "3" if "demo" in file else "0"
+    changes = [("data.dataset", "emoji_motion/tiny"), ("data.data_dir", str(folder)), ("seed", seed)]
+    config = flags.override(flags.load_config(file), changes)
+    sources = pipeline.open_sources(config.data, BadRecords(0.0))
+    dataset = pipeline.batches(config, sources, load_tokenizers(config))
+    assert " ".join(digest(dataset[s].arrays) for s in (0, 1, 7, 400)) == expected
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_every_host_reads_its_share_of_the_same_global_batch(hosts):
-    whole = make(CONFIG)
-    shares = [make(CONFIG, process_index=i, process_count=hosts) for i in range(hosts)]
+@pytest.mark.parametrize("mixed", [False, True], ids=["one dataset", "a mixture"])
+def test_every_host_reads_its_share_of_the_same_global_batch(hosts, mixed):
+    config, sources = (MIXTURE, MIXED) if mixed else (CONFIG, [SOURCE])
+    whole = make(config, *sources)
+    shares = [make(config, *sources, process_index=i, process_count=hosts) for i in range(hosts)]
     for step in range(20):
         parts = [share[step] for share in shares]
         assert len({p["query"].shape for p in parts}) == 1
@@ -121,9 +166,117 @@ def test_a_global_batch_comes_from_one_length_bucket():
     assert 0.2 < shapes[16] / 60 < 0.5
 
 
+def test_a_batch_of_a_mixture_has_one_shape_and_each_dataset_its_share():
+    dataset = make(MIXTURE, *MIXED)
+    shapes, drawn = collections.Counter(), collections.Counter()
+    steps = 240
+    for step in range(steps):
+        batch = dataset[step]
+        shapes[batch["frames"].shape[1], batch["query"].shape[1]] += 1
+        for number in records_of(batch):
+            # A dataset's frames and a record's bucket are those of the batch.
+            assert batch["frames"].shape[1] == (4 if number < 50 else 8)
+            long = number % 2 == 0 if number < 100 else number % 5 == 0
+            assert batch["query"].shape[1] == (16 if number >= 50 and long else 8)
+        drawn.update("abc"[number // 50] for number in records_of(batch))
+    share = {shape: n / steps for shape, n in shapes.items()}
+    # 2/6; 3/6 x 1/2 + 1/6 x 4/5; 3/6 x 1/2 + 1/6 x 1/5.
+    expected = {(4, 8): 2 / 6, (8, 8): 23 / 60, (8, 16): 17 / 60}
+    assert share == pytest.approx(expected, abs=0.02)
+    whole = {name: n / drawn.total() for name, n in drawn.items()}
+    assert whole == pytest.approx({"a": 2 / 6, "b": 3 / 6, "c": 1 / 6}, abs=0.02)
+    # Record by record: no batch of a shape that two datasets have is of one alone, where the smaller
+    # share, 8 of 23, is that of a record or more.
+    for step in range(40):
+        batch = dataset[step]
+        if (batch["frames"].shape[1], batch["query"].shape[1]) == (8, 8):
+            assert {number < 100 for number in records_of(batch)} == {True, False}
+
+
+def of_dataset(**fields):
+    """A run on one dataset with such settings."""
+    return with_data(length_buckets=((16, 16),), mixture=(DatasetConfig(path="a", **fields),))
+
+
+def texts_of(config, source, side: str, steps: int = 12) -> set[str]:
+    """All queries or targets of the first batches."""
+    tokenizer = TOKENIZERS[side == "target"]
+    known = {tuple(tokenizer(text, 16)[0]): text for text in KNOWN}
+    dataset = make(config, source)
+    return {known[tuple(row)] for s in range(steps) for row in dataset[s][side]}
+
+
+KNOWN = ("cat", "the cat", "how many cat", "one", "a cat", "two cats and a dog", "one {query}")
+ANSWERS = Records(
+    [make_record(i, Pair(query="cat", targets=("one", "two cats and a dog", "a cat"))) for i in range(5)]
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "side", "texts"),
+    [
+        ({}, "query", {"cat"}),
+        ({"query_templates": ("{query}", "the {query}", "how many {query}")}, "query", set(KNOWN[:3])),
+        ({}, "target", {"one", "a cat", "two cats and a dog"}),
+        ({"target": "first"}, "target", {"one"}),
+        ({"target": "longest"}, "target", {"two cats and a dog"}),
+    ],
+)
+def test_a_dataset_says_what_is_asked_and_learnt(fields, side, texts):
+    assert texts_of(of_dataset(**fields), ANSWERS, side) == texts
+
+
+def test_a_query_may_hold_braces():
+    source = Records([make_record(0, Pair(query="{query}", targets=("one",)))])
+    assert texts_of(of_dataset(query_templates=("one {query}",)), source, "query") == {"one {query}"}
+
+
+def test_a_random_span_changes_and_a_whole_one_does_not():
+    source = Records([make_record(0, Pair(query="cat", targets=("one",)), frames=40)])
+    for span, several in (("whole", False), ("random", True)):
+        dataset = make(of_dataset(span=span), source)
+        seen = {tuple(clip[:, 0, 0, 1]) for s in range(3) for clip in dataset[s]["frames"]}
+        assert (len(seen) > 1) == several
+        assert all(list(clip) == sorted(clip) for clip in seen)
+
+
+def test_odds_of_a_pair_are_its_own_times_its_kind_s():
+    pairs = [
+        Pair(kind="x", query="cat", targets=("one",), weight=3.0),
+        Pair(kind="y", query="cat", targets=("a cat",)),
+        Pair(kind="z", query="cat", targets=("two cats and a dog",), weight=50.0),
+    ]
+    dataset = make(of_dataset(pair_weights=(("x", 1.0), ("y", 2.0))), Records([make_record(0, *pairs)]))
+    ids = np.concatenate([dataset[s]["target_id"] for s in range(100)])
+    assert np.mean(ids == text_id("one")) == pytest.approx(3 / 5, abs=0.05)
+    assert np.mean(ids == text_id("a cat")) == pytest.approx(2 / 5, abs=0.05)
+
+
+def test_features_stand_for_frames_and_media_are_not_read(tmp_path, monkeypatch):
+    class Features:
+        def __init__(self, folder, source):
+            assert (folder, len(source)) == (str(tmp_path), 50)
+
+        def visual(self, index):
+            return np.full((7, 5), index, ml_dtypes.bfloat16)
+
+    def unread(*_):
+        raise AssertionError("media were read")
+
+    monkeypatch.setattr(pipeline, "FeatureSource", Features)
+    monkeypatch.setattr(Records, "__getitem__", unread)
+    monkeypatch.setattr(Records, "pairs", lambda self, i: self._records[i].pairs)
+    batch = make(with_data(length_buckets=((16, 16),), features=str(tmp_path)))[0]
+    assert "frames" not in batch
+    assert (batch["visual"].shape, batch["visual"].dtype) == ((8, 7, 5), ml_dtypes.bfloat16)
+    ids = {int(text_id(text)): i for i in range(50) for text in (f"a cat {i}", f"a dog {i}")}
+    for visual, target in zip(batch["visual"], batch["target_id"].tolist(), strict=True):
+        assert target == text_id("one") or ids[target] == visual[0, 0]
+
+
 def test_weights_choose_the_kind_of_pair():
     dataset = make(with_data(length_buckets=((16, 16),), pair_weights=(("how_many", 2.0),)))
-    one = pipeline.text_id("one")
+    one = text_id("one")
     assert all((dataset[s]["target_id"] == one).all() for s in range(3))
 
 
@@ -133,7 +286,7 @@ def test_several_pairs_of_a_clip_stand_side_by_side_and_none_twice():
     assert batch["query"].shape == (24, 16)
     for record, ids in zip(records_of(batch), batch["target_id"].reshape(8, 3).tolist(), strict=True):
         texts = {f"a cat {record}", f"a dog {record}", "one"}
-        assert set(ids) == {int(pipeline.text_id(t)) for t in texts}
+        assert set(ids) == {int(text_id(t)) for t in texts}
 
 
 def test_more_pairs_than_a_record_has_are_filled_up():
@@ -142,28 +295,29 @@ def test_more_pairs_than_a_record_has_are_filled_up():
 
 
 def test_the_iterator_goes_on_from_its_saved_state():
-    dataset = make(CONFIG)
-    iterator = pipeline.iterate(dataset, CONFIG.data, None)
+    dataset = pipeline.batches(CONFIG, [SOURCE], TOKENIZERS)
+    loader = Loader(dataset, CONFIG.data, BadRecords(0.0))
     for _ in range(3):
-        next(iterator)
-    state = iterator.get_state()
-    expected = next(iterator)
-    found = next(pipeline.iterate(dataset, CONFIG.data, state))
+        next(loader)
+    state = loader.get_state()
+    assert state == {"step": 3}
+    expected = next(loader)
+    found = next(Loader(dataset, CONFIG.data, BadRecords(0.0), state))
     for name, x in expected.items():
         np.testing.assert_array_equal(found[name], x)
-        np.testing.assert_array_equal(dataset[3][name], x)
+        np.testing.assert_array_equal(dataset[3].arrays[name], x)
 
 
 def test_equal_texts_have_equal_ids_and_others_differ():
     texts = [f"a cat {i}" for i in range(5000)]
-    assert len({int(pipeline.text_id(t)) for t in texts}) == 5000
-    assert pipeline.text_id("a cat") == pipeline.text_id("a " + "cat")
+    assert len({int(text_id(t)) for t in texts}) == 5000
+    assert text_id("a cat") == text_id("a " + "cat")
 
 
 def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targets():
     config = with_data(length_buckets=((16, 16),), pair_weights=(("how_many", 1.0),), target_prefix="a cat ")
     query, target = load_tokenizers(config)
-    batch = pipeline.batches(config, SOURCE, (query, target))[0]
+    batch = pipeline.batches(config, [SOURCE], (query, target))[0].arrays
     np.testing.assert_array_equal(batch["query"][0], TOKENIZERS[0]("how many?", 16)[0])
     np.testing.assert_array_equal(batch["target"][0], TOKENIZERS[1]("a cat one", 16)[0])
 
@@ -171,11 +325,11 @@ def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targe
 @pytest.mark.parametrize(
     ("config", "source", "hosts", "sentence"),
     [
-        (CONFIG, [], 1, "has no records"),
+        (CONFIG, Records([]), 1, "has no records"),
         (CONFIG, SOURCE, 3, "batch_size=8 is not a multiple of the 3 hosts"),
         (with_data(pair_weights=(("poem", 1.0),)), SOURCE, 1, "gives no odds to any kind of pair"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(config, source, hosts, sentence):
     with pytest.raises(ValueError, match=sentence):
-        pipeline.batches(config, source, TOKENIZERS, process_count=hosts)
+        pipeline.batches(config, [source], TOKENIZERS, process_count=hosts)

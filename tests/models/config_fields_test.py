@@ -15,11 +15,13 @@ from pydantic import TypeAdapter
 
 from jepa_jax import config as c
 from jepa_jax.data import pipeline
+from jepa_jax.data.records import Media, Pair, Record
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.vl_jepa import VLJEPA, make_y_encoder
 from jepa_jax.models.x_encoder import XEncoder
 from jepa_jax.step import train_step
 from tests import tiny
+from tests.records import Records
 
 # What each field is changed to, and what that must change.
 X_ENCODER = {
@@ -171,10 +173,11 @@ def test_every_field_of_the_x_encoder(name, value, kind):
 
 def frames_of_a_batch(x_encoder: c.XEncoderConfig) -> np.ndarray:
     """Frames as the pipeline crops them for an encoder."""
-    record = {
-        "frames": tiny.pixels(4, 41, 53, 3),
-        "pairs": {"kind": ["caption"], "query": ["what?"], "target": ["a thing"]},
-    }
+    record = Record(
+        name="a",
+        media=Media(content=tiny.pixels(4, 41, 53, 3), kind="frames"),
+        pairs=(Pair(query="what?", targets=("a thing",)),),
+    )
 
     class Tokenizer:
         def batch(self, texts, length):
@@ -182,7 +185,8 @@ def frames_of_a_batch(x_encoder: c.XEncoderConfig) -> np.ndarray:
             return np.zeros(shape, np.int32), np.ones(shape, bool)
 
     config = tiny.run_config(model=tiny.model(x_encoder=x_encoder), data=c.DataConfig(frames=4))
-    return pipeline.batches(config, [record] * 3, (Tokenizer(), Tokenizer()))[0]["frames"]
+    source = Records([record] * 3)
+    return pipeline.batches(config, [source], (Tokenizer(), Tokenizer()))[0].arrays["frames"]
 
 
 @pytest.mark.parametrize(("name", "value", "kind"), cases(c.LlamaConfig, LLAMA))

@@ -1,0 +1,132 @@
+"""Records that cannot be used: counted by cause, named, and too many of them stop the run."""
+
+import collections
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+
+from jepa_jax.data.records import BadRecordError
+
+logger = logging.getLogger(__name__)
+
+# Nothing is wrong with such a record; the run does not want it.
+UNWANTED = "no pair to draw"
+# A share says little before so many.
+_MINIMUM = 20
+# Of each cause: names kept, and names logged one by one; after those, every doubling of their number.
+_KEPT, _LOGGED = 10_000, 10
+
+
+class TooManyBadRecordsError(RuntimeError):
+    """More records cannot be used than `data.max_bad_fraction` allows."""
+
+
+def by_cause(bad: Sequence[BadRecordError]) -> str:
+    """ "12 media missing (first a.mp4), 1 text empty (first b.mp4)", the commonest cause first."""
+    first: dict[str, str] = {}
+    for error in bad:
+        first.setdefault(error.cause, error.name)
+    causes = collections.Counter(error.cause for error in bad)
+    return ", ".join(f"{n} {cause} (first {first[cause]})" for cause, n in causes.most_common())
+
+
+class BadRecords:
+    """The tally of one host's run. Every record is named once in the log, the first of a cause one by
+    one, and in `file`, which the next run in the same work directory goes on with.
+
+    Args:
+      limit: `data.max_bad_fraction`.
+      file: a JSON file, written by `save` where there is something to say.
+    """
+
+    def __init__(self, limit: float, file: pathlib.Path | None = None):
+        self._limit = limit
+        self._file = file
+        self._read = self._bad = 0
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._names: dict[str, dict[str, str]] = {}
+        self._records: collections.Counter[str] = collections.Counter()
+        if file is not None and file.exists():
+            for cause, found in json.loads(file.read_text())["causes"].items():
+                self._names[cause], self._records[cause] = found["names"], found["records"]
+
+    @property
+    def total(self) -> int:
+        """Times that a record was left out in this run."""
+        return self._counts.total()
+
+    def opened(self, label: str, records: int, bad: Sequence[BadRecordError]) -> None:
+        """A dataset of so many records was opened; `bad` are those that were found unusable in it.
+
+        Raises:
+          TooManyBadRecordsError: they are a larger share than the limit.
+        """
+        wrong = self._note(bad)
+        self._check(records, len(wrong), wrong, f"records of {label}")
+
+    def read(self, records: int, bad: Sequence[BadRecordError]) -> None:
+        """So many records were read; `bad` are those of them that another replaced.
+
+        Raises:
+          TooManyBadRecordsError: of all records read, a larger share than the limit was unusable.
+        """
+        wrong = self._note(bad)
+        self._read += records
+        self._bad += len(wrong)
+        if wrong:
+            self._check(self._read, self._bad, wrong, "records read")
+
+    def _note(self, bad: Sequence[BadRecordError]) -> list[BadRecordError]:
+        """Count and log; those that count against the limit."""
+        for error in bad:
+            self._counts[error.cause] += 1
+            names = self._names.setdefault(error.cause, {})
+            # Beyond the names that are kept, a record that comes again counts again.
+            if error.name in names:
+                continue
+            if len(names) < _KEPT:
+                names[error.name] = error.detail
+            self._records[error.cause] += 1
+            number = self._records[error.cause]
+            if number <= _LOGGED:
+                logger.warning("left out: %s", error)
+            elif number & (number - 1) == 0:
+                logger.warning("left out: %d records so far: %s; the last: %s", number, error.cause, error)
+        return [error for error in bad if error.cause != UNWANTED]
+
+    def _check(self, records: int, bad: int, latest: Sequence[BadRecordError], what: str) -> None:
+        minimum = _MINIMUM if self._limit else 1
+        if bad < minimum or bad <= self._limit * records:
+            return
+        self.save()
+        causes = [cause for cause in self._records if cause != UNWANTED] or [latest[0].cause]
+        named = ", ".join(
+            f"{cause} ({self._records[cause]}, first {next(iter(self._names[cause]))})" for cause in causes
+        )
+        raise TooManyBadRecordsError(
+            f"{bad} of {records} {what} cannot be used, more than data.max_bad_fraction={self._limit:g} "
+            f"allows: {named}"
+        )
+
+    def summary(self) -> str:
+        """One line for the end of a run, "" where nothing was left out."""
+        causes = ", ".join(f"{n} {cause}" for cause, n in self._records.most_common())
+        where = f"; see {self._file}" if self._file else ""
+        return f"left out: {causes}{where}" if causes else ""
+
+    def save(self) -> None:
+        """Write the file, whole or not at all; a full disk is logged."""
+        if self._file is None or not self._records:
+            return
+        causes = {
+            cause: {"records": n, "names": self._names[cause]} for cause, n in self._records.most_common()
+        }
+        found = {"records_read": self._read, "times_left_out": self.total, "causes": causes}
+        temporary = self._file.with_name(self._file.name + ".tmp")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(found, indent=2) + "\n")
+            temporary.replace(self._file)
+        except OSError as error:
+            logger.error("%s could not be written: %s", self._file, error)

@@ -1,0 +1,162 @@
+"""A record to an example: pairs drawn and tokenised, frames sampled and cropped."""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from jepa_jax.config import Config, DatasetConfig
+from jepa_jax.data.bad_records import UNWANTED, TooManyBadRecordsError, by_cause
+from jepa_jax.data.decode import read_frames
+from jepa_jax.data.records import BadRecordError, Limits, Pair, Source
+
+# Records in a row that may be unusable before the run is given up.
+TRIES = 100
+
+
+class Example(NamedTuple):
+    """A clip's arrays, and the records that were tried before it in vain."""
+
+    arrays: dict[str, np.ndarray]
+    bad: tuple[BadRecordError, ...]
+
+
+class HostBatch(NamedTuple):
+    """A host's rows of a global batch, and what reading them met: records tried, those left out."""
+
+    arrays: dict[str, np.ndarray]
+    records: int
+    bad: tuple[BadRecordError, ...]
+
+
+def text_id(string: str) -> np.int32:
+    """An id equal for equal texts, the same on every host and in every run.
+
+    It is a 32-bit hash: in a batch of 24,576 one pair of different texts in 4e9 shares an id.
+    """
+    return np.uint32(zlib.crc32(string.encode())).view(np.int32)
+
+
+def pair_odds(pairs: Sequence[Pair], dataset: DatasetConfig, name: str) -> np.ndarray:
+    """The odds of drawing each of a record's pairs, summing to 1: [pairs] float.
+
+    Raises:
+      BadRecordError: none may be drawn.
+    """
+    weights = dict(dataset.pair_weights)
+    odds = np.array([pair.weight * (weights.get(pair.kind, 0.0) if weights else 1.0) for pair in pairs])
+    if not odds.any():
+        kinds = ", ".join(sorted({pair.kind for pair in pairs}))
+        raise BadRecordError(UNWANTED, name, f"kinds: {kinds}")
+    return odds / odds.sum()
+
+
+def with_template(template: str, query: str) -> str:
+    """A template filled in; a query may itself hold braces."""
+    return template.replace("{query}", query)
+
+
+def possible_targets(pair: Pair, dataset: DatasetConfig) -> tuple[str, ...]:
+    """The texts of which one is learnt."""
+    if dataset.target == "first":
+        return pair.targets[:1]
+    if dataset.target == "longest":
+        return (max(pair.targets, key=len),)
+    return pair.targets
+
+
+def _draw(rng: np.random.Generator, options: Sequence[str]) -> str:
+    # Without a choice no number is drawn.
+    return options[int(rng.integers(len(options)))] if len(options) > 1 else options[0]
+
+
+class MakeExample(grain.transforms.RandomMap):
+    """Index of a record to `Example`: Q of its pairs, drawn by weight; frames or visual tokens.
+
+    A record that cannot be used is replaced by another of the same dataset, drawn by the same random
+    numbers: which one depends on (seed, place) alone.
+
+    Args:
+      index: the records that may replace one another.
+      features: has `visual(index)`, [N, D] bfloat16, in place of frames; or None.
+      lengths: of query and target, in tokens.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: DatasetConfig,
+        source: Source,
+        index: Sequence[int],
+        tokenizers,
+        features,
+        lengths: tuple[int, int],
+    ):
+        self._dataset = dataset
+        self._source = source
+        self._index = index
+        self._tokenizers = tokenizers
+        self._features = features
+        self._lengths = lengths
+        self._count = config.data.pairs_per_clip
+        self._limits = Limits.of(config.data)
+        self._size = {"resize": config.data.resize, "crop": config.model.x_encoder.image_size}
+
+    def random_map(self, index: int, rng: np.random.Generator) -> Example:
+        """Raises TooManyBadRecordsError: `TRIES` records in a row cannot be used."""
+        bad: list[BadRecordError] = []
+        while len(bad) < TRIES:
+            try:
+                return Example(self._make(int(index), rng), tuple(bad))
+            except BadRecordError as error:
+                bad.append(error.with_traceback(None))
+            index = self._index[int(rng.integers(len(self._index)))]
+        raise TooManyBadRecordsError(
+            f"{TRIES} records of {self._dataset.label} in a row cannot be used: {by_cause(bad)}"
+        )
+
+    def _make(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self._features is None:
+            record = self._source[index]
+            name, pairs = record.name, record.pairs
+        else:
+            name, pairs = self._source.name(index), self._source.pairs(index)
+        texts = self._texts(pairs, name, rng)
+        if self._features is not None:
+            return {"visual": self._features.visual(index), **texts}
+        random_span = {"rng": rng} if self._dataset.span == "random" else {}
+        frames = read_frames(
+            record.media, self._dataset.frames, **self._size, name=name, limits=self._limits, **random_span
+        )
+        return {"frames": frames, **texts}
+
+    def _texts(self, pairs: Sequence[Pair], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        odds = pair_odds(pairs, self._dataset, name)
+        # No pair twice, unless the record has too few.
+        repeats = self._count > np.count_nonzero(odds)
+        drawn = [pairs[i] for i in rng.choice(len(pairs), self._count, replace=repeats, p=odds)]
+        templates = self._dataset.query_templates
+        queries = [with_template(_draw(rng, templates), pair.query) for pair in drawn]
+        targets = [_draw(rng, possible_targets(pair, self._dataset)) for pair in drawn]
+        query_ids, query_mask = self._tokenizers[0].batch(queries, self._lengths[0])
+        target_ids, target_mask = self._tokenizers[1].batch(targets, self._lengths[1])
+        return {
+            "query": query_ids,
+            "query_mask": query_mask,
+            "target": target_ids,
+            "target_mask": target_mask,
+            "target_id": np.array([text_id(target) for target in targets]),
+        }
+
+
+def join(examples: Sequence[Example]) -> HostBatch:
+    """Examples to a batch: [B, ...] of clips, [B * Q, ...] of texts, the pairs of a clip side by side."""
+    per_clip = ("frames", "visual")
+    arrays = {
+        name: (np.stack if name in per_clip else np.concatenate)([e.arrays[name] for e in examples])
+        for name in examples[0].arrays
+    }
+    bad = tuple(error for example in examples for error in example.bad)
+    return HostBatch(arrays, len(examples) + len(bad), bad)
