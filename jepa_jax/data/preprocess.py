@@ -4,6 +4,27 @@ import numpy as np
 from PIL import Image
 
 
+def scaled_size(height: int, width: int, resize: int | None, crop: int) -> tuple[int, int]:
+    """Height and width of a frame whose short side is made `resize` pixels, or `crop` where it is None.
+
+    Raises:
+      ValueError: `resize` is smaller than `crop`.
+    """
+    resize = crop if resize is None else resize
+    if resize < crop:
+        raise ValueError(f"data.resize={resize} is smaller than the crop of {crop} pixels")
+    # In integers: by a float scale 480 x 720 comes to 292 x 437, not 438, and its centre moves.
+    short = min(height, width)
+    return resize * height // short, resize * width // short
+
+
+def centre(frames: np.ndarray, crop: int) -> np.ndarray:
+    """The middle of each frame: [..., H, W, C] -> [..., crop, crop, C]."""
+    height, width = frames.shape[-3:-1]
+    top, left = (height - crop) // 2, (width - crop) // 2
+    return frames[..., top : top + crop, left : left + crop, :]
+
+
 def resize_and_crop(frames: np.ndarray, resize: int | None, crop: int) -> np.ndarray:
     """Short side to `resize` pixels, the long side in proportion, then the centre `crop` x `crop`.
 
@@ -20,18 +41,11 @@ def resize_and_crop(frames: np.ndarray, resize: int | None, crop: int) -> np.nda
     Raises:
       ValueError: `resize` is smaller than `crop`.
     """
-    resize = crop if resize is None else resize
-    if resize < crop:
-        raise ValueError(f"data.resize={resize} is smaller than the crop of {crop} pixels")
-    height, width = frames.shape[1:3]
-    short = min(height, width)
-    if short != resize:
-        # In integers: by a float scale 480 x 720 comes to 292 x 437, not 438, and its centre moves.
-        height, width = resize * height // short, resize * width // short
-        images = [Image.fromarray(f).resize((width, height), Image.BILINEAR) for f in frames]
+    size = scaled_size(*frames.shape[1:3], resize, crop)
+    if size != frames.shape[1:3]:
+        images = [Image.fromarray(f).resize(size[::-1], Image.BILINEAR) for f in frames]
         frames = np.stack([np.asarray(image) for image in images])
-    top, left = (height - crop) // 2, (width - crop) // 2
-    return frames[:, top : top + crop, left : left + crop]
+    return centre(frames, crop)
 
 
 def sample_frames(frames: np.ndarray, count: int) -> np.ndarray:

@@ -1,0 +1,102 @@
+"""Images and animations to frames, by Pillow."""
+
+import itertools
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jepa_jax.data.fit import Fit
+from jepa_jax.data.preprocess import resize_and_crop
+from jepa_jax.data.timeline import sample_times
+
+# How files begin, and who reads them then. Only these of Pillow's readers are let at data: some of the
+# others start programs.
+_MAGIC = (
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WEBP"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"P5", "PPM"),
+    (0, b"P6", "PPM"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG2000"),
+)
+# The further images in files of other formats are pages or previews.
+_ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
+# What browsers make of a frame that is said to be shown for no time, in milliseconds.
+_NO_DURATION = 100
+
+
+def image_format(head: bytes) -> str | None:
+    """The image format that begins so, in Pillow's words, or None."""
+    return next((kind for at, magic, kind in _MAGIC if head[at:].startswith(magic)), None)
+
+
+def read_image(
+    file: BinaryIO,
+    kind: str,
+    count: int,
+    fit: Fit,
+    *,
+    moving: bool,
+    start: float | None,
+    end: float | None,
+    rng: np.random.Generator | None,
+) -> np.ndarray:
+    """`count` frames of an image or, if `moving`, of an animation: [T, crop, crop, 3] uint8.
+
+    Upright as EXIF has it; what is transparent is white. A span means nothing for a still image.
+
+    Raises:
+      BadRecordError: it is too large, or nothing of it is inside the span.
+      Exception: nearly any, from Pillow, if the file is damaged.
+    """
+    with Image.open(file, formats=[kind]) as image:
+        fit.scaled(image.height, image.width)
+        durations = _durations(image, fit) if moving and kind in _ANIMATED else [0]
+        if len(durations) == 1:
+            return np.repeat(_frame(image, fit)[None], count, axis=0)
+        times = np.cumsum([0, *durations])
+        places = sample_times(
+            times[:-1], times[-1], count, unit=0.001, name=fit.name, start=start, end=end, rng=rng
+        )
+        frames = {}
+        for place in dict.fromkeys(places.tolist()):
+            image.seek(place)
+            frames[place] = _frame(image, fit)
+    return np.stack([frames[place] for place in places.tolist()])
+
+
+def _durations(image: Image.Image, fit: Fit) -> list[int]:
+    """Milliseconds that each frame there is, not each that is claimed, is on show; back at the first."""
+    if not getattr(image, "is_animated", False):
+        return [0]
+    durations = []
+    for place in itertools.count():
+        try:
+            image.seek(place)
+        except EOFError:
+            break
+        fit.scaled(image.height, image.width)  # a GIF's frame can enlarge it
+        if image.format in ("WEBP", "AVIF"):
+            image.load()  # only then is the duration known
+        durations.append(int(image.info.get("duration", 0)) or _NO_DURATION)
+    image.seek(0)
+    return durations
+
+
+def _frame(image: Image.Image, fit: Fit) -> np.ndarray:
+    """The image's present frame, upright: [crop, crop, 3] uint8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return resize_and_crop(np.asarray(image.convert("RGB"))[None], fit.resize, fit.crop)[0]

@@ -1,0 +1,64 @@
+"""Which frames of a clip are taken: uniformly in time, over all of it, a span, or a random part."""
+
+import numpy as np
+
+from jepa_jax.data.records import BadRecordError
+
+# A random part is at least so much of what it is taken from: less, and a caption of the whole need not
+# hold for it.
+SHORTEST_PART = 0.5
+
+
+def sample_times(
+    times: np.ndarray,
+    stop: float,
+    count: int,
+    *,
+    unit: float,
+    name: str,
+    start: float | None = None,
+    end: float | None = None,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """The places of `count` frames, each the one on show in the middle of its equal share of the time.
+
+    Where the rate is constant that is `preprocess.sample_frames`' rule on the frames, to the frame. Times
+    on a straight line to within one unit count as such: containers round them to units.
+
+    With `rng` the shares are of a part of the time: its length is drawn uniformly between half and all
+    of it, then its place.
+
+    Args:
+      times: [N] when each frame is first shown, ascending, N at least 1.
+      stop: when the last one is no longer shown.
+      unit: of these, in seconds.
+      name: of the record, for the error.
+      start, end: of the span, in seconds from the first frame on; None for the clip's own. The frames
+        of a span are those that are first shown in it; if it falls between two frames, the one on show.
+        What of it lies outside the clip is cut off.
+
+    Returns:
+      [count] int, ascending.
+
+    Raises:
+      BadRecordError: nothing of the clip is inside the span.
+    """
+    times = times.astype(float)
+    times, stop = times - times[0], max(stop - times[0], times[-1] - times[0])
+    start, end = -np.inf if start is None else start, np.inf if end is None else end
+    if not (start < end and end > 0 and (start <= 0 or start < stop * unit)):
+        found = f"{start:g} to {end:g} s, of a clip of {stop * unit:g} s"
+        raise BadRecordError("span outside the media", name, found)
+    # Half a unit less: the times were rounded, and so was the span.
+    first, last = np.searchsorted(times, np.array([start, end]) / unit - 0.5)
+    if first == last:
+        first, last = max(first - 1, 0), max(first, 1)
+    edges = np.append(times[first:last], times[last] if last < len(times) else stop)
+    if np.abs(edges[:-1] - np.linspace(edges[0], edges[-2], last - first)).max() <= 1:
+        edges = np.arange(last - first + 1)
+    begin, length = edges[0], edges[-1] - edges[0]
+    if rng is not None:
+        part = length * rng.uniform(SHORTEST_PART, 1)
+        begin, length = begin + rng.random() * (length - part), part
+    middles = begin + (np.arange(count) + 0.5) * length / count
+    return first + np.searchsorted(edges[:-1], middles, "right") - 1
