@@ -63,6 +63,8 @@ def read_frames(
         file.seek(0)
         kind = image_format(head)
         span = {"start": media.start, "end": media.end, "rng": rng}
+        if kind == "WEBP" and int.from_bytes(head[4:8], "little") + 8 > size:
+            raise fit.error("media truncated", "it is shorter than its header says")
         if kind is not None:
             return read_image(file, kind, count, fit, moving=media.kind != "image", **span)
         if media.kind == "image":

@@ -52,7 +52,8 @@ def sample_times(
     # Half a unit less: the times were rounded, and so was the span.
     first, last = np.searchsorted(times, np.array([start, end]) / unit - 0.5)
     if first == last:
-        first, last = max(first - 1, 0), max(first, 1)
+        first = max(np.searchsorted(times, start / unit, "right") - 1, 0)
+        last = first + 1
     edges = np.append(times[first:last], times[last] if last < len(times) else stop)
     if np.abs(edges[:-1] - np.linspace(edges[0], edges[-2], last - first)).max() <= 1:
         edges = np.arange(last - first + 1)
