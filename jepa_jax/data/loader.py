@@ -63,7 +63,8 @@ class Loader:
     ):
         self._step = 0 if state is None else state["step"]
         self._bad = bad
-        self._workers = data.workers
+        self._shared = bool(data.workers)
+        self._unstarted = data.workers
         self._first: collections.deque = collections.deque()
         rest = dataset[self._step :] if self._step else dataset
         if not data.workers:
@@ -86,15 +87,19 @@ class Loader:
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Raises TooManyBadRecordsError."""
-        if self._workers:
+        if self._unstarted:
             # Each gives one batch in its turn; the last of them has started when the last of these is here.
             with _nothing_in_the_main_module():
-                self._first.extend(next(self._iterator) for _ in range(self._workers))
-            self._workers = 0
+                self._first.extend(next(self._iterator) for _ in range(self._unstarted))
+            self._unstarted = 0
         found = self._first.popleft() if self._first else next(self._iterator)
         self._step += 1
         self._bad.read(found.records, found.bad)
-        return found.arrays
+        if not self._shared:
+            return found.arrays
+        # Out of the memory shared with the worker, which is scarce and would stay for as long as a device
+        # that computes in the host's memory, or a caller, holds the batch.
+        return {name: np.array(x) for name, x in found.arrays.items()}
 
     def get_state(self) -> dict[str, int]:
         """The position: the next step, counted from 0."""
