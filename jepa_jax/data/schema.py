@@ -59,8 +59,24 @@ def is_built(builder: tfds.core.DatasetBuilder) -> bool:
     return found is not None and found.to_json() == features().to_json()
 
 
+@functools.cache
+def _serializer() -> tfds.core.ExampleSerializer:
+    return tfds.core.ExampleSerializer(features().get_serialized_info())
+
+
+def serialize(record: Record) -> bytes:
+    """A record as it stands in a file: the same bytes every time, which `features().serialize_example`
+    does not promise.
+
+    Raises:
+      ValueError: its media are a path, not what is there.
+    """
+    example = features().encode_example(to_example(record))
+    return _serializer().get_tf_example(example).SerializeToString(deterministic=True)
+
+
 def to_example(record: Record) -> dict[str, Any]:
-    """A record as `features().serialize_example` takes it. Weights of pairs are rounded to float32.
+    """A record as `features().encode_example` takes it. Weights of pairs are rounded to float32.
 
     Raises:
       ValueError: its media are a path, not what is there.

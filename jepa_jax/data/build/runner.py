@@ -1,0 +1,87 @@
+"""Runs a function over shards on Apache Beam: what goes through the pipeline is numbers, never records."""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from jepa_jax.data.build.layout import BuildError
+
+DIRECT = "DirectRunner"
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended by itself, or was killed, as for want of memory."""
+
+
+class BeamRunner:
+    """Beam with one of its runners.
+
+    Beam groups nothing here, and a shard is one element: memory is that of one record a worker, and it
+    does not matter which worker writes which shard, when, or twice.
+
+    Args:
+      runner: a name that Beam knows. "DirectRunner" is this machine, without Prism, a program that
+        Beam's own choice of that name would fetch first.
+      workers: processes on this machine; 1 is this one.
+      options: for other runners, as Beam's flags: ("--project=NAME", ...).
+    """
+
+    def __init__(self, runner: str = DIRECT, workers: int = 1, options: Sequence[str] = ()):
+        mode = "in_memory" if workers == 1 else "multi_processing"
+        direct = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
+        self._runner = FnApiRunner() if runner == DIRECT else runner
+        self._options = [*(direct if runner == DIRECT else ()), *options]
+        # Its own way to say what it does, at length.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+
+    def __call__(self, function: Callable[[int], None], shards: Sequence[int]) -> None:
+        """Call a function, which goes to the workers by pickle, with each shard.
+
+        Raises:
+          WorkerDiedError: a worker process is gone.
+          BuildError: Beam refuses its options.
+          Exception: what the function raised, or a RuntimeError of Beam's about it.
+        """
+        if not shards:
+            return
+        try:
+            options = PipelineOptions(self._options)
+            pipeline = beam.Pipeline(runner=self._runner, options=options)
+        except (ValueError, SystemExit) as error:
+            raise BuildError(f"Beam refuses its options: {error}") from error
+        # Without the shuffle all shards would be one piece of work.
+        numbers = pipeline | beam.Create(list(shards)) | beam.Reshuffle()
+        _ = numbers | beam.Map(function).with_output_types(type(None))
+        with _watching_workers():
+            pipeline.run().wait_until_finish()
+
+
+@contextlib.contextmanager
+def _watching_workers() -> Iterator[None]:
+    """Stop when a worker process is gone: Beam notices in a thread of its own, and waits on."""
+    died: list[BaseException] = []
+    before = threading.excepthook
+
+    def note(arguments):
+        if arguments.thread is not None and arguments.thread.name == "run_worker" and not died:
+            died.append(arguments.exc_value)
+            os.kill(os.getpid(), signal.SIGINT)
+        elif not died:
+            before(arguments)
+
+    threading.excepthook = note
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not died:
+            raise
+        raise WorkerDiedError(f"{died[0]}, as it does when memory runs out") from None
+    finally:
+        threading.excepthook = before
