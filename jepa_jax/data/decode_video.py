@@ -21,6 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from jepa_jax.data.boxes import claimed_frames, is_cut
 from jepa_jax.data.fit import Fit
 from jepa_jax.data.preprocess import centre
 from jepa_jax.data.timeline import sample_times
@@ -102,6 +103,8 @@ def read_video(
 @contextlib.contextmanager
 def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its video, ready to decode in one thread: clips are read in parallel already."""
+    if claimed_frames(file, size) > size:
+        raise fit.error("media not decodable", "it claims more frames than it has bytes")
     limits = {"max_pixels": str(fit.limits.max_pixels)}  # of what a decoder allocates
     # Opening decodes the first frames to learn more of them than is needed here: as long as a sampled
     # frame takes.
@@ -110,7 +113,7 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
     try:
         container = av.open(file, options=options, container_options=whitelist, buffer_size=2**17)
     except av.FFmpegError as error:
-        if _is_cut(file, size):
+        if is_cut(file, size):
             raise fit.error("media truncated", "the file ends inside one of its boxes") from error
         raise
     with container:
@@ -130,21 +133,6 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
             if other is not stream:
                 other.discard = Discard.all
         yield container, stream
-
-
-def _is_cut(file: BinaryIO, size: int) -> bool:
-    """Whether an ISO file (MP4, QuickTime) ends inside one of its outermost boxes."""
-    place = 0
-    while place < size:
-        file.seek(place)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:], "big")
-        if length < 8 or (place == 0 and head[4:8] != b"ftyp"):
-            return False
-        place += length
-    return place > size
 
 
 def _index(container: InputContainer, stream: VideoStream, size: int, fit: Fit) -> _Index | None:

@@ -332,6 +332,17 @@ def test_every_bad_input_has_its_cause(mp4, tmp_path):
     assert cause(mp4, kind="image") == "media not decodable"
 
 
+@pytest.mark.parametrize(("kind", "box", "place"), [("fragments", b"trun", 8), ("mp4", b"stsz", 12)])
+def test_claims_of_many_frames_are_not_allocated_for(kind, box, place):
+    """FFmpeg would take gigabytes for the 100 million frames of two kilobytes."""
+    content = bytearray(clips.clip(13, **KINDS[kind]))
+    at = content.index(box) + place
+    content[at : at + 4] = (10**8).to_bytes(4, "big")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert cause(bytes(content)) == "media not decodable"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
+
+
 def test_frames_that_are_too_large_are_refused_before_they_are_decoded(mp4):
     small = Limits(max_pixels=64 * 96 - 1, max_media_bytes=2**24, max_text_characters=1)
     assert cause(mp4, limits=small) == "media too large"
