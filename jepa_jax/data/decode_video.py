@@ -196,7 +196,7 @@ def _by_time(container, stream, index: _Index, times: list[int], fit: Fit) -> di
         # What is marked as a keyframe need not be one: if the frame does not come, once more from the
         # one before.
         for first in dict.fromkeys((key, max(key - 1, 0))):
-            packets = _from_key(container, stream, index, first)
+            packets = _from_key(container, stream, index, first, run[0])
             if packets is None:
                 return None
             frames = _run(stream, packets, run, convert, fit)
@@ -209,15 +209,16 @@ def _by_time(container, stream, index: _Index, times: list[int], fit: Fit) -> di
     return found
 
 
-def _from_key(container, stream, index: _Index, key: int) -> Iterator[Packet] | None:
-    """The packets from a keyframe on, or from one before it; None if no seek finds one."""
+def _from_key(container, stream, index: _Index, key: int, time: int) -> Iterator[Packet] | None:
+    """The packets from a keyframe on, or from one before it, that is not shown after `time`; None if no
+    seek finds one."""
     # Where a seek ends too late, an earlier one is tried.
     for first in dict.fromkeys((key, max(key - 1, 0), 0)):
         container.seek(int(index.seeks[first]), stream=stream)
         packets = container.demux(stream)
         for packet in packets:
             if packet.is_keyframe and packet.pts is not None and packet.pts >= index.keys[first]:
-                if packet.pts <= index.keys[key]:
+                if packet.pts <= time:
                     return itertools.chain([packet], packets)
                 break
     return None
@@ -290,7 +291,7 @@ class _Converter:
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         if frame.is_corrupt:
-            raise self._fit.error("media not decodable", f"the frame at second {frame.time:.3f} is damaged")
+            raise self._fit.error("media not decodable", "a sampled frame is damaged")
         height, width = self._fit.scaled(frame.height, max(round(frame.width * self._aspect), 1))
         # Planes of R, G and B are filtered in two thirds of the time of interleaved ones.
         small = self._reformatter.reformat(
