@@ -56,7 +56,7 @@ def read_frames(
     """
     scaled_size(crop, crop, resize, crop)  # so that the caller's mistake is not the record's
     fit = Fit(resize, crop, name, limits)
-    if media.kind == "frames":
+    if isinstance(media.content, np.ndarray):
         return _read_array(media, count, fit, rng)
     with _errors(name), _open(media.content, fit) as (file, size):
         head = file.read(32)

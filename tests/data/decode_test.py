@@ -66,7 +66,7 @@ def test_frames_are_those_of_a_full_decode(kind):
     content = clips.clip(**KINDS[kind])
     full = np.stack([frame.to_ndarray(format="rgb24") for frame in clips.full_decode(content)])
     assert clips.numbers(full[:, :, 16:80]) == list(range(53))
-    for count in (1, 2, 5, 53, 59):
+    for count in (1, 2, 3, 5, 7, 11, 53, 59):
         expected = sample_frames(full, count)
         frames = read(content, count)
         assert clips.numbers(frames) == clips.numbers(expected[:, :, 16:80]), count
@@ -330,6 +330,17 @@ def test_every_bad_input_has_its_cause(mp4, tmp_path):
             read(content)
         assert caught.value.cause == expected, (what, str(caught.value))
     assert cause(mp4, kind="image") == "media not decodable"
+
+
+@pytest.mark.parametrize(("kind", "box", "place"), [("fragments", b"trun", 8), ("mp4", b"stsz", 12)])
+def test_claims_of_many_frames_are_not_allocated_for(kind, box, place):
+    """FFmpeg would take gigabytes for the 100 million frames of two kilobytes."""
+    content = bytearray(clips.clip(13, **KINDS[kind]))
+    at = content.index(box) + place
+    content[at : at + 4] = (10**8).to_bytes(4, "big")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert cause(bytes(content)) == "media not decodable"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
 
 
 def test_frames_that_are_too_large_are_refused_before_they_are_decoded(mp4):
