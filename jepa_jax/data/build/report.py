@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from jepa_jax.data.build.layout import REPORT, Split, replacing
 from jepa_jax.data.build.shards import line_of
@@ -91,12 +91,13 @@ _PANELS = {
     "query_characters": ("query, characters", _number),
     "target_characters": ("target, characters", _number),
 }
-_SECONDS = (0.01, 0.1, 1, 10, 60, 600, 3600, 36000)
+_SECONDS = (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 36000)
+_TICKS = 8
 
 
 def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], title: str) -> Figure:
     """A panel for each of durations, sizes, lengths and clusters; a colour for each split."""
-    drawn = [name for name in _PANELS if any(t.histograms[name].count for t in tallies.values())]
+    drawn = [name for name in _PANELS if any(t.histograms[name].most > 0 for t in tallies.values())]
     count = len(drawn) + bool(clusters)
     columns = min(count, 2) or 1
     rows = max(-(-count // columns), 1)
@@ -113,7 +114,10 @@ def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], titl
         panel.set_xscale("log")
         if name == "duration_seconds":
             low, high = panel.get_xlim()
-            panel.set_xticks([s for s in _SECONDS if low <= s <= high] or [low, high])
+            ticks = [second for second in _SECONDS if low <= second <= high]
+            panel.set_xticks(ticks[:: -(-len(ticks) // _TICKS) or 1])
+        else:
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=_TICKS))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(write))
         panel.set_title(label, loc="left", fontsize=10)
@@ -154,6 +158,8 @@ def _draw_clusters(panel, clusters: Mapping[str, dict]) -> None:
         panel.plot(places, before, color=colour, linestyle=":", label=f"{split}, before")
         panel.plot(places, after, color=colour, label=f"{split}, after")
     panel.set_yscale("symlog", linthresh=1)
+    panel.yaxis.set_major_formatter(FuncFormatter(_number))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_title("records in each cluster, the largest first", loc="left", fontsize=10)
     panel.set_ylabel("records", fontsize=8)
     panel.legend(frameon=False, fontsize=8)
