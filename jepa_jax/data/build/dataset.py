@@ -259,7 +259,9 @@ def _progress(label: str, count: int, split: Split, kind: str) -> Iterator[None]
 
         def follow():
             while not stop.wait(1.0):
-                bar.update(files() - before - bar.n)
+                # A bar that stands still is not written again: it may be going to a file.
+                if news := files() - before - bar.n:
+                    bar.update(news)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jepa_jax.data.build.layout import REPORT, Split, replacing
 from jepa_jax.data.build.shards import line_of
@@ -92,7 +92,8 @@ _PANELS = {
     "target_characters": ("target, characters", _number),
 }
 _SECONDS = (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 36000)
-_TICKS = 8
+_ONE_TWO_FIVE = tuple(digit * 10**power for power in range(13) for digit in (1, 2, 5))
+_TICKS = 7
 
 
 def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], title: str) -> Figure:
@@ -112,12 +113,10 @@ def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], titl
         for colour, (split, tally) in zip(_COLOURS, tallies.items(), strict=False):
             _draw(panel, tally.histograms[name], split, colour, write, alone=len(tallies) == 1)
         panel.set_xscale("log")
-        if name == "duration_seconds":
-            low, high = panel.get_xlim()
-            ticks = [second for second in _SECONDS if low <= second <= high]
-            panel.set_xticks(ticks[:: -(-len(ticks) // _TICKS) or 1])
-        else:
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=_TICKS))
+        low, high = panel.get_xlim()
+        candidates = _SECONDS if name == "duration_seconds" else _ONE_TWO_FIVE
+        ticks = [tick for tick in candidates if low <= tick <= high]
+        panel.set_xticks(ticks[:: -(-len(ticks) // _TICKS) or 1])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(write))
         panel.set_title(label, loc="left", fontsize=10)

@@ -35,10 +35,14 @@ class BeamRunner:
 
     def __init__(self, runner: str = DIRECT, workers: int = 1, options: Sequence[str] = ()):
         mode = "in_memory" if workers == 1 else "multi_processing"
-        direct = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
+        # Beam says what it does at length, in the workers too.
+        quiet = [
+            "--default_sdk_harness_log_level=ERROR",
+            '--sdk_harness_log_level_overrides={"jepa_jax":"INFO"}',
+        ]
+        direct = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *quiet]
         self._runner = FnApiRunner() if runner == DIRECT else runner
         self._options = [*(direct if runner == DIRECT else ()), *options]
-        # Its own way to say what it does, at length.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
     def __call__(self, function: Callable[[int], None], shards: Sequence[int]) -> None:
