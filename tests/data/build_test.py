@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import threadpoolctl
 from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image
@@ -36,6 +37,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 def blank_pictures(monkeypatch):
     """Drawing takes most of the time of so small a build."""
     monkeypatch.setattr(report, "plot_report", lambda *_: Figure(figsize=(1, 1)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """More of them wait for each other busily where there are few cores."""
+    with threadpoolctl.threadpool_limits(1):
+        yield
 
 
 def in_turn(function, shards) -> None:
@@ -219,9 +227,9 @@ def test_two_builds_at_once_are_refused(tmp_path):
 
 
 def test_what_is_left_out_is_counted_and_listed(tmp_path):
-    faults = {3: "media missing", 7: "media missing", 11: "text not UTF-8"}
+    faults = {3: "media missing", 7: "media missing"}
     texts = list(captions(*WORDS))
-    texts[13], texts[17], texts[19] = (("", " "),), (("", "x" * 54),), ()
+    texts[11], texts[13], texts[17], texts[19] = (("", "\udc80"),), (("", " "),), (("", "x" * 54),), ()
 
     def check(media, name):
         if name == "record 23":
@@ -393,7 +401,7 @@ def test_a_span_is_cut_without_encoding_it_again(tmp_path, codec, suffix):
     content = path.read_bytes()
     for start, end in ((0.0, 0.4), (0.7, 1.2), (1.0, 1.5), (1.49, 1.51), (2.6, 9.0)):
         for original in (content, epath.Path(path)):
-            cut = cut_span(Media(content=original, kind="video", start=start, end=end))
+            cut = cut_span(Media(content=original, kind="video", start=start, end=end), 2**20)
             assert len(cut.content) < 0.7 * len(content)
             assert cut.end - cut.start == pytest.approx(end - start)
             found = shown(cut.content, cut.start, cut.end)
@@ -404,10 +412,11 @@ def test_a_span_is_cut_without_encoding_it_again(tmp_path, codec, suffix):
 def test_a_span_without_an_end_goes_to_the_end(tmp_path):
     make_video(tmp_path / "long.mp4", "libx264")
     content = (tmp_path / "long.mp4").read_bytes()
-    cut = cut_span(Media(content=content, start=2.3))
+    cut = cut_span(Media(content=content, start=2.3), 2**20)
     assert cut.end is None
     assert shown(cut.content, cut.start, 99) == shown(content, 2.3, 99)
     assert len(shown(content, 2.3, 99)) == 21
+    assert cut_span(Media(content=content, start=2.3), len(cut.content) // 2) is None
 
 
 def test_spans_are_stored_cut(tmp_path):

@@ -45,7 +45,10 @@ def summary(split: Split, source: Source, tally: Tally) -> dict[str, Any]:
 
 def write_left_out(splits: Mapping[str, Split], sources: Mapping[str, Source], folder: pathlib.Path) -> None:
     """All that was left out, a line each: name, cause, detail, split."""
-    with replacing(folder / LEFT_OUT, folder) as temporary, temporary.open("w") as file:
+    with (
+        replacing(folder / LEFT_OUT, folder) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for name, split in splits.items():
             for error in sources[name].skipped:
                 file.write(line_of(error, name))

@@ -27,7 +27,7 @@ def open_video(file: BinaryIO) -> InputContainer:
     return av.open(file, container_options={"format_whitelist": _CONTAINERS})
 
 
-def cut_span(media: Media) -> Media | None:
+def cut_span(media: Media, max_bytes: int) -> Media | None:
     """The packets of a video's span, from the keyframe before it on, as a video of their own.
 
     The frames in the span are the same, at the same distances in time; others may stand before and after
@@ -35,16 +35,17 @@ def cut_span(media: Media) -> Media | None:
 
     Args:
       media: bytes or a path, with a start or an end.
+      max_bytes: of the result.
 
     Returns:
-      None if it is no video or one that cannot be cut: without times, or the parts are no smaller.
+      None if it is no video or one that cannot be cut: without times, or the part is too large or no smaller.
     """
     source = media.content
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         try:
-            found = _cut(file, media.start or 0.0, media.end)
+            found = _cut(file, media.start or 0.0, media.end, max_bytes)
         # PyAV's errors are of many kinds, and this is no place to judge the video.
         except (av.FFmpegError, ValueError, TypeError):
             return None
@@ -56,7 +57,7 @@ def cut_span(media: Media) -> Media | None:
     return Media(content=content, kind=media.kind, start=start, end=end)
 
 
-def _cut(file: BinaryIO, start: float, end: float | None) -> tuple[bytes, float] | None:
+def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tuple[bytes, float] | None:
     """The new file, and at what second of the old one it begins."""
     for margin in _MARGINS:
         file.seek(0)
@@ -69,7 +70,7 @@ def _cut(file: BinaryIO, start: float, end: float | None) -> tuple[bytes, float]
             if start > margin:
                 place = stream.start_time + round((start - margin) / stream.time_base)
                 container.seek(place, stream=stream)
-            packets = _find(container, stream, start, end)
+            packets = _find(container, stream, start, end, max_bytes)
             if packets:
                 return _copy(stream, packets)
             if start <= margin:
@@ -77,12 +78,15 @@ def _cut(file: BinaryIO, start: float, end: float | None) -> tuple[bytes, float]
     return None
 
 
-def _find(container: InputContainer, stream: VideoStream, start: float, end: float | None) -> list[Packet]:
+def _find(
+    container: InputContainer, stream: VideoStream, start: float, end: float | None, max_bytes: int
+) -> list[Packet]:
     """The packets from the last keyframe on that is shown at `start` or before; none if there is none
-    where the container stands."""
+    where the container stands, or they are too many bytes."""
     first = stream.start_time + round(start / stream.time_base)
     stop = None if end is None else stream.start_time + round(end / stream.time_base)
     packets: list[Packet] = []
+    size = 0
     for packet in container.demux(stream):
         if not packet.size:
             continue
@@ -91,8 +95,11 @@ def _find(container: InputContainer, stream: VideoStream, start: float, end: flo
         if stop is not None and packet.dts > stop:
             break
         if packet.is_keyframe and packet.pts <= first:
-            packets = []
+            packets, size = [], 0
         packets.append(packet)
+        size += packet.size
+        if size > max_bytes:
+            return []
     return packets if packets and packets[0].is_keyframe and packets[0].pts <= first else []
 
 
