@@ -32,22 +32,33 @@ _DEFAULTS = DataConfig()
 
 
 class ModelEmbedder:
-    """Texts by a trained or converted model, loaded in each worker when the first text comes."""
+    """Texts by a trained or converted model, which each worker loads for itself.
+
+    Raises:
+      UsageError: there is no such model.
+    """
 
     def __init__(self, directory: str):
         self._directory = directory
+        self._model = self._load()
+
+    def __getstate__(self):
+        return self.__dict__ | {"_model": None}
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """B texts to [B, D]."""
-        return _load(self._directory).embed_text(texts)
+        if self._model is None:
+            self._model = self._load()
+        return self._model.embed_text(texts)
 
+    def _load(self):
+        # JAX only where it is needed.
+        from jepa_jax import inference
 
-@functools.cache
-def _load(directory: str):
-    # JAX only where it is needed.
-    from jepa_jax import inference
-
-    return inference.load(directory)
+        model = inference.load(self._directory)
+        if not hasattr(model, "embed_text"):
+            raise flags.UsageError(f"--embedder={self._directory}: this part embeds no texts")
+        return model
 
 
 def _whole(least: int):
@@ -177,10 +188,7 @@ def main(arguments: list[str]) -> int:
         embedder=values.embedder or "",
         seed=values.seed,
     )
-    embed = None
-    if values.embedder is not None:
-        embed = ModelEmbedder(values.embedder)
-        _load(values.embedder)  # a mistake comes out now, not in a worker
+    embed = None if values.embedder is None else ModelEmbedder(values.embedder)
     folder = pathlib.Path(values.out).absolute() / values.name / values.version
     try:
         with flags.as_usage_errors(BuildError):

@@ -34,12 +34,7 @@ class BeamRunner:
 
     def __init__(self, runner: str = DIRECT_RUNNER, workers: int = 1, options: Sequence[str] = ()):
         mode = "in_memory" if workers == 1 else "multi_processing"
-        # Beam says what it does at length, in the workers too.
-        quiet = [
-            "--default_sdk_harness_log_level=ERROR",
-            '--sdk_harness_log_level_overrides={"jepa_jax":"INFO"}',
-        ]
-        direct = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *quiet]
+        direct = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
         self._runner = FnApiRunner() if runner == DIRECT_RUNNER else runner
         self._options = [*(direct if runner == DIRECT_RUNNER else ()), *options]
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
