@@ -7,6 +7,7 @@ The result is DIR/NAME/VERSION, for `--config.data.path`. The same command goes 
 """
 
 import functools
+import importlib.util
 import logging
 import pathlib
 import re
@@ -18,9 +19,9 @@ from pydantic import ValidationError
 
 from jepa_jax import flags
 from jepa_jax.config import DataConfig, DatasetConfig, FieldMap
+from jepa_jax.data.build import DIRECT_RUNNER
 from jepa_jax.data.build.dataset import Options, TooManyBadRecordsError, build
 from jepa_jax.data.build.layout import REPORT, BuildError
-from jepa_jax.data.build.runner import DIRECT, BeamRunner, WorkerDiedError
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.records import Limits
 from jepa_jax.data.sources import open_source
@@ -31,22 +32,33 @@ _DEFAULTS = DataConfig()
 
 
 class ModelEmbedder:
-    """Texts by a trained or converted model, loaded in each worker when the first text comes."""
+    """Texts by a trained or converted model, which each worker loads for itself.
+
+    Raises:
+      UsageError: there is no such model.
+    """
 
     def __init__(self, directory: str):
         self._directory = directory
+        self._model = self._load()
+
+    def __getstate__(self):
+        return self.__dict__ | {"_model": None}
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """B texts to [B, D]."""
-        return _load(self._directory).embed_text(texts)
+        if self._model is None:
+            self._model = self._load()
+        return self._model.embed_text(texts)
 
+    def _load(self):
+        # JAX only where it is needed.
+        from jepa_jax import inference
 
-@functools.cache
-def _load(directory: str):
-    # JAX only where it is needed.
-    from jepa_jax import inference
-
-    return inference.load(directory)
+        model = inference.load(self._directory)
+        if not hasattr(model, "embed_text"):
+            raise flags.UsageError(f"--embedder={self._directory}: this part embeds no texts")
+        return model
 
 
 def _whole(least: int):
@@ -95,7 +107,7 @@ def _parser():
     add("--cluster_size", type=_whole(1), help="of a cluster so many records stay (default: the mean)")
     add("--embedder", help="a run or converted text encoder for --rebalance (default: n-grams)")
     add("--seed", type=int, default=0, help="of --rebalance")
-    add("--runner", default=DIRECT, help="Beam's runner (default: this machine)")
+    add("--runner", default=DIRECT_RUNNER, help="Beam's runner (default: this machine)")
     add("--workers", type=_whole(1), default=1, help="processes on this machine (default: 1)")
     add("--beam_option", action="append", default=[], metavar="NAME=VALUE", help="for the runner")
     return parser
@@ -119,7 +131,7 @@ def _check(values) -> None:
     for flag in ("cluster_size", "embedder"):
         if getattr(values, flag) is not None and values.rebalance is None:
             raise flags.UsageError(f"--{flag} is of --rebalance=K, which is not given")
-    if values.runner != DIRECT and values.workers != 1:
+    if values.runner != DIRECT_RUNNER and values.workers != 1:
         raise flags.UsageError("--workers is of this machine: other runners take a --beam_option")
 
 
@@ -155,6 +167,11 @@ def _print(report: dict, folder: pathlib.Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
+    for package in ("apache_beam", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            raise flags.UsageError(f"a build needs {package}: pip install jepa_jax[build]")
+    from jepa_jax.data.build.runner import BeamRunner, WorkerDiedError
+
     values, overrides = flags.parse(arguments, _parser())
     if overrides:
         raise flags.UsageError("a build has no config: no --config flags here")
@@ -171,10 +188,7 @@ def main(arguments: list[str]) -> int:
         embedder=values.embedder or "",
         seed=values.seed,
     )
-    embed = None
-    if values.embedder is not None:
-        embed = ModelEmbedder(values.embedder)
-        _load(values.embedder)  # a mistake comes out now, not in a worker
+    embed = None if values.embedder is None else ModelEmbedder(values.embedder)
     folder = pathlib.Path(values.out).absolute() / values.name / values.version
     try:
         with flags.as_usage_errors(BuildError):

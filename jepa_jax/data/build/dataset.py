@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import math
 import pathlib
@@ -153,8 +154,9 @@ def _shards(name: str, prepare: Prepare, wanted: int | None, max_bad_fraction: f
 
 def _settings(splits: Mapping[str, Split], sources: Mapping[str, Source], options: Options) -> dict[str, Any]:
     """All that the files depend on."""
+    features = json.dumps(schema.features().to_json(), sort_keys=True)
     return {
-        "schema": hashlib.sha256(repr(schema.features().to_json()).encode()).hexdigest()[:16],
+        "schema": hashlib.sha256(features.encode()).hexdigest()[:16],
         "sources": {name: source.identity for name, source in sources.items()},
         "records": {name: split.records for name, split in splits.items()},
         **dataclasses.asdict(options),
@@ -257,7 +259,9 @@ def _progress(label: str, count: int, split: Split, kind: str) -> Iterator[None]
 
         def follow():
             while not stop.wait(1.0):
-                bar.update(files() - before - bar.n)
+                # A bar that stands still is not written again: it may be going to a file.
+                if news := files() - before - bar.n:
+                    bar.update(news)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

@@ -107,12 +107,8 @@ def claimed(folder: pathlib.Path, settings: dict[str, Any]) -> Iterator[None]:
     Raises:
       BuildError: another build is in it, runs in it, or something else is.
     """
-    (folder / STATE).mkdir(parents=True, exist_ok=True)
-    with (folder / STATE / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BuildError(f"{folder}: another build is running here") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
         known = folder / SETTINGS
         if known.exists():
             was = json.loads(known.read_text())
@@ -125,11 +121,24 @@ def claimed(folder: pathlib.Path, settings: dict[str, Any]) -> Iterator[None]:
                 )
         elif others := sorted(p.name for p in folder.iterdir() if p.name != STATE):
             raise BuildError(f"{folder} holds {others[0]}, which no build wrote: give another folder")
+        (folder / STATE).mkdir(exist_ok=True)
         for leftover in (folder / STATE).glob("*.tmp"):
             leftover.unlink()
         (folder / TEXTS).mkdir(exist_ok=True)
         write_json(known, settings, folder)
         yield
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BuildError(f"{folder}: another build is running here") from error
+    finally:
+        os.close(descriptor)
 
 
 def _short(value: Any) -> str:

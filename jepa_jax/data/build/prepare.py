@@ -35,14 +35,14 @@ class Prepare:
         _check_texts(record, self.limits)
         media, span = record.media, ""
         if media.kind in ("auto", "video") and (media.start is not None or media.end is not None):
-            cut = _existing(media, record.name, cut_span)
+            cut = _existing(media, record.name, lambda m: cut_span(m, self.limits.max_media_bytes))
             media, span = (media, "kept whole") if cut is None else (cut, "cut")
-        media = _existing(media, record.name, _read)
-        size = media_size(media)
+        size = _existing(media, record.name, media_size)
         if not size:
             raise BadRecordError("media empty", record.name)
         if size > self.limits.max_media_bytes:
             raise BadRecordError("media too large", record.name, f"{size} bytes")
+        media = _existing(media, record.name, _read)
         if self.check is not None:
             self.check(media, name=record.name)
         return dataclasses.replace(record, media=media), span
@@ -57,6 +57,8 @@ def _check_texts(record: Record, limits: Limits) -> None:
         for text in (pair.query, *pair.targets):
             if len(text) > limits.max_text_characters:
                 raise BadRecordError("text too long", record.name, f"{len(text)} characters")
+        # A name may be a file's, which need not be UTF-8.
+        for text in (record.name, pair.kind, pair.query, *pair.targets):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
@@ -71,8 +73,10 @@ def _existing(media: Media, name: str, function: Callable[[Media], Any]) -> Any:
 
 
 def media_size(media: Media) -> int:
-    """Bytes of media that are no path."""
-    return media.content.nbytes if isinstance(media.content, np.ndarray) else len(media.content)
+    """Bytes of media; of a file, without reading it."""
+    if isinstance(media.content, np.ndarray):
+        return media.content.nbytes
+    return len(media.content) if isinstance(media.content, bytes) else media.content.stat().length
 
 
 def _read(media: Media) -> Media:

@@ -23,7 +23,7 @@ Embed = Callable[[list[str]], np.ndarray]
 # Records that clusters are found from: so many, and no fewer than some for every cluster.
 _SAMPLE, _SAMPLE_PER_CLUSTER = 20_000, 50
 _BATCH = 1024
-_NGRAMS, _DIMENSIONS = 2**16, 64
+_NGRAMS, _DIMENSIONS = 2**14, 64
 NO_CLUSTER = -1
 
 
@@ -57,7 +57,7 @@ class NgramEmbedder:
         counts = _vectorizer().transform(texts)
         weights = TfidfTransformer(norm=None, sublinear_tf=True).fit(counts)
         size = max(min(_DIMENSIONS, len(texts) - 1), 1)
-        svd = TruncatedSVD(size, random_state=seed).fit(weights.transform(counts))
+        svd = TruncatedSVD(size, n_iter=2, random_state=seed).fit(weights.transform(counts))
         return cls((svd.components_ * weights.idf_).T.astype(np.float32))
 
     def __call__(self, texts: list[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jepa_jax.data.build.layout import REPORT, Split, replacing
 from jepa_jax.data.build.shards import line_of
@@ -45,7 +45,10 @@ def summary(split: Split, source: Source, tally: Tally) -> dict[str, Any]:
 
 def write_left_out(splits: Mapping[str, Split], sources: Mapping[str, Source], folder: pathlib.Path) -> None:
     """All that was left out, a line each: name, cause, detail, split."""
-    with replacing(folder / LEFT_OUT, folder) as temporary, temporary.open("w") as file:
+    with (
+        replacing(folder / LEFT_OUT, folder) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for name, split in splits.items():
             for error in sources[name].skipped:
                 file.write(line_of(error, name))
@@ -91,12 +94,14 @@ _PANELS = {
     "query_characters": ("query, characters", _number),
     "target_characters": ("target, characters", _number),
 }
-_SECONDS = (0.01, 0.1, 1, 10, 60, 600, 3600, 36000)
+_SECONDS = (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 36000)
+_ONE_TWO_FIVE = tuple(digit * 10**power for power in range(13) for digit in (1, 2, 5))
+_TICKS = 7
 
 
 def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], title: str) -> Figure:
     """A panel for each of durations, sizes, lengths and clusters; a colour for each split."""
-    drawn = [name for name in _PANELS if any(t.histograms[name].count for t in tallies.values())]
+    drawn = [name for name in _PANELS if any(t.histograms[name].most > 0 for t in tallies.values())]
     count = len(drawn) + bool(clusters)
     columns = min(count, 2) or 1
     rows = max(-(-count // columns), 1)
@@ -111,9 +116,10 @@ def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], titl
         for colour, (split, tally) in zip(_COLOURS, tallies.items(), strict=False):
             _draw(panel, tally.histograms[name], split, colour, write, alone=len(tallies) == 1)
         panel.set_xscale("log")
-        if name == "duration_seconds":
-            low, high = panel.get_xlim()
-            panel.set_xticks([s for s in _SECONDS if low <= s <= high] or [low, high])
+        low, high = panel.get_xlim()
+        candidates = _SECONDS if name == "duration_seconds" else _ONE_TWO_FIVE
+        ticks = [tick for tick in candidates if low <= tick <= high]
+        panel.set_xticks(ticks[:: -(-len(ticks) // _TICKS) or 1])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(write))
         panel.set_title(label, loc="left", fontsize=10)
@@ -154,6 +160,8 @@ def _draw_clusters(panel, clusters: Mapping[str, dict]) -> None:
         panel.plot(places, before, color=colour, linestyle=":", label=f"{split}, before")
         panel.plot(places, after, color=colour, label=f"{split}, after")
     panel.set_yscale("symlog", linthresh=1)
+    panel.yaxis.set_major_formatter(FuncFormatter(_number))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_title("records in each cluster, the largest first", loc="left", fontsize=10)
     panel.set_ylabel("records", fontsize=8)
     panel.legend(frameon=False, fontsize=8)

@@ -11,9 +11,8 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from jepa_jax.data.build import DIRECT_RUNNER
 from jepa_jax.data.build.layout import BuildError
-
-DIRECT = "DirectRunner"
 
 
 class WorkerDiedError(RuntimeError):
@@ -33,12 +32,11 @@ class BeamRunner:
       options: for other runners, as Beam's flags: ("--project=NAME", ...).
     """
 
-    def __init__(self, runner: str = DIRECT, workers: int = 1, options: Sequence[str] = ()):
+    def __init__(self, runner: str = DIRECT_RUNNER, workers: int = 1, options: Sequence[str] = ()):
         mode = "in_memory" if workers == 1 else "multi_processing"
         direct = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
-        self._runner = FnApiRunner() if runner == DIRECT else runner
-        self._options = [*(direct if runner == DIRECT else ()), *options]
-        # Its own way to say what it does, at length.
+        self._runner = FnApiRunner() if runner == DIRECT_RUNNER else runner
+        self._options = [*(direct if runner == DIRECT_RUNNER else ()), *options]
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
     def __call__(self, function: Callable[[int], None], shards: Sequence[int]) -> None:

@@ -89,7 +89,7 @@ class WriteShard:
     def _write(self, shard: int, records, texts, left_out) -> Tally:
         tally, selection = Tally(), Selection(self.split, shard)
         files = ArrayRecordWriter(str(records), _WRITER), ArrayRecordWriter(str(texts), _WRITER)
-        with left_out.open("w") as bad:
+        with left_out.open("w", encoding="utf-8", errors="backslashreplace") as bad:
             for place, index in enumerate(self.split.indices(shard)):
                 if reason := selection.removed(place):
                     tally.removed[reason] += 1
@@ -118,6 +118,7 @@ def _targets(record: Record) -> int:
 
 
 def line_of(error: BadRecordError, split: str) -> str:
-    """A record that was left out, as a line of left_out.jsonl."""
+    """A record that was left out, as a line of left_out.jsonl; what is not UTF-8 in it `backslashreplace`
+    turns into JSON's own escapes."""
     line = {"name": error.name, "cause": error.cause, "detail": error.detail, "split": split}
     return json.dumps(line, ensure_ascii=False) + "\n"

@@ -1,6 +1,7 @@
 """A span of a longer video, cut out without encoding anything again."""
 
 import io
+import math
 from typing import BinaryIO
 
 import av
@@ -12,7 +13,7 @@ from jepa_jax.data.records import Media
 
 # How far before a span its keyframe is looked for, in seconds, then farther: what a container finds is a
 # keyframe by the order of decoding, which may be shown after the span begins.
-_MARGINS = (1.0, 10.0, 60.0)
+_MARGINS = (1.0, 10.0, 60.0, math.inf)
 # FFmpeg's readers that are let at data: some of the others (playlists, lists of files) open further files.
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,dv,mxf,nut,rm"
 
@@ -26,7 +27,7 @@ def open_video(file: BinaryIO) -> InputContainer:
     return av.open(file, container_options={"format_whitelist": _CONTAINERS})
 
 
-def cut_span(media: Media) -> Media | None:
+def cut_span(media: Media, max_bytes: int) -> Media | None:
     """The packets of a video's span, from the keyframe before it on, as a video of their own.
 
     The frames in the span are the same, at the same distances in time; others may stand before and after
@@ -34,16 +35,17 @@ def cut_span(media: Media) -> Media | None:
 
     Args:
       media: bytes or a path, with a start or an end.
+      max_bytes: of the result.
 
     Returns:
-      None if it is no video or one that cannot be cut: without times, or the parts are no smaller.
+      None if it is no video or one that cannot be cut: without times, or the part is too large or no smaller.
     """
     source = media.content
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         try:
-            found = _cut(file, media.start or 0.0, media.end)
+            found = _cut(file, media.start or 0.0, media.end, max_bytes)
         # PyAV's errors are of many kinds, and this is no place to judge the video.
         except (av.FFmpegError, ValueError, TypeError):
             return None
@@ -55,51 +57,61 @@ def cut_span(media: Media) -> Media | None:
     return Media(content=content, kind=media.kind, start=start, end=end)
 
 
-def _cut(file: BinaryIO, start: float, end: float | None) -> tuple[bytes, float] | None:
+def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tuple[bytes, float] | None:
     """The new file, and at what second of the old one it begins."""
-    with open_video(file) as container:
-        if not container.streams.video:
-            return None
-        stream = container.streams.best("video")
-        if stream.start_time is None:
-            return None
-        packets = _find(container, stream, start, end)
-        if not packets:
-            return None
-        first = packets[0].pts
-        offset = float((first - stream.start_time) * stream.time_base)
-        # Frames that are shown before the keyframe need what is before it.
-        timed = [
-            (packet, packet.pts - first, packet.dts - first) for packet in packets if packet.pts >= first
-        ]
-        for kind in ("mp4", "matroska"):
-            content = _write(kind, stream, timed)
-            if content is not None:
-                return content, offset
+    for margin in _MARGINS:
+        file.seek(0)
+        with open_video(file) as container:
+            if not container.streams.video:
+                return None
+            stream = container.streams.best("video")
+            if stream.start_time is None:
+                return None
+            if start > margin:
+                place = stream.start_time + round((start - margin) / stream.time_base)
+                container.seek(place, stream=stream)
+            packets = _find(container, stream, start, end, max_bytes)
+            if packets:
+                return _copy(stream, packets)
+            if start <= margin:
+                break
     return None
 
 
-def _find(container: InputContainer, stream: VideoStream, start: float, end: float | None) -> list[Packet]:
-    """The packets from the last keyframe that is shown at `start` or before; none if there is none."""
+def _find(
+    container: InputContainer, stream: VideoStream, start: float, end: float | None, max_bytes: int
+) -> list[Packet]:
+    """The packets from the last keyframe on that is shown at `start` or before; none if there is none
+    where the container stands, or they are too many bytes."""
     first = stream.start_time + round(start / stream.time_base)
     stop = None if end is None else stream.start_time + round(end / stream.time_base)
-    for margin in (*_MARGINS, start + 1):
-        place = max(first - round(margin / stream.time_base), stream.start_time)
-        container.seek(place, stream=stream)
-        packets: list[Packet] = []
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            if packet.pts is None or packet.dts is None:
-                return []
-            if stop is not None and packet.dts > stop:
-                break
-            if packet.is_keyframe and packet.pts <= first:
-                packets = []
-            packets.append(packet)
-        if packets and packets[0].is_keyframe and packets[0].pts <= first:
-            return packets
-    return []
+    packets: list[Packet] = []
+    size = 0
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if packet.pts is None or packet.dts is None:
+            return []
+        if stop is not None and packet.dts > stop:
+            break
+        if packet.is_keyframe and packet.pts <= first:
+            packets, size = [], 0
+        packets.append(packet)
+        size += packet.size
+        if size > max_bytes:
+            return []
+    return packets if packets and packets[0].is_keyframe and packets[0].pts <= first else []
+
+
+def _copy(stream: VideoStream, packets: list[Packet]) -> tuple[bytes, float] | None:
+    first = packets[0].pts
+    # Frames that are shown before the keyframe need what is before it.
+    timed = [(packet, packet.pts - first, packet.dts - first) for packet in packets if packet.pts >= first]
+    for kind in ("mp4", "matroska"):
+        content = _write(kind, stream, timed)
+        if content is not None:
+            return content, float((first - stream.start_time) * stream.time_base)
+    return None
 
 
 def _write(kind: str, stream: VideoStream, packets: list[tuple[Packet, int, int]]) -> bytes | None:
