@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jepa_jax import comparison, flags, timing
 from jepa_jax.chips import chip_of
 from jepa_jax.config import Config
-from jepa_jax.data import pipeline, synthetic
+from jepa_jax.data import features, pipeline, synthetic
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
@@ -67,6 +67,8 @@ def open_batches(config: Config, mesh: jax.sharding.Mesh, wanted: bool) -> tuple
     numbers where they are `wanted` or the dataset is not to be had."""
     if not wanted:
         try:
+            if config.data.features:
+                features.check_preprocessing(config)
             bad = BadRecords(config.data.max_bad_fraction)
             dataset = pipeline.batches(
                 config,
@@ -137,8 +139,8 @@ def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> di
         times["host_to_device"] = timing.seconds(lambda: shard_global_batch(host, mesh), steps)
         # A batch worked through in pieces is timed by one of them.
         piece = shard_global_batch({k: v[: len(v) // pieces] for k, v in host.items()}, mesh)
-        visual = None
-        for name in timing.MODEL_PARTS:
+        visual = piece.get("visual")
+        for name in timing.parts_of(config):
             part = timing.model_part(name, config, mesh)
             inputs = (piece, visual) if name == "predictor" else (piece,)
             times[name] = pieces * timing.seconds(lambda f=part, x=inputs: f(*x), steps)
@@ -155,7 +157,7 @@ def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> di
             found["utilisation"] = work / times[name] / limit if limit else None
         return found
 
-    order = ("data_wait", "host_to_device", *timing.MODEL_PARTS, "loss", "optimizer")
+    order = ("data_wait", "host_to_device", *timing.parts_of(config), "loss", "optimizer")
     return {
         "config": config.name,
         "device": jax.devices()[0].device_kind,

@@ -36,6 +36,10 @@ def check(config: Config) -> None:
             f"--compare=pytorch compares in float32, not {config.model.compute_dtype}: give "
             "--config.model.compute_dtype=float32"
         )
+    if config.data.features:
+        raise flags.UsageError(
+            "--compare=pytorch compares the whole model, from frames: give --config.data.features=null"
+        )
     if config.micro_batches != 1:
         raise flags.UsageError(
             f"--compare=pytorch takes a batch at once, not in {config.micro_batches} pieces: give "

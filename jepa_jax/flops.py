@@ -30,15 +30,9 @@ def _plain_projections(config: XEncoderConfig | BertConfig) -> int:
     return 2 * (4 * config.width**2 + 2 * config.width * config.mlp_width)
 
 
-def visual_tokens(config: XEncoderConfig, frames: int) -> int:
-    """N, the visual tokens of a clip; one frame is repeated to fill a tubelet."""
-    side = config.image_size // config.patch_size
-    return max(frames, config.tubelet_size) // config.tubelet_size * side**2
-
-
 def x_encoder_forward(config: XEncoderConfig, frames: int) -> dict[str, int]:
     """Forward FLOPs a clip: of the patch embedding, of the blocks' linear maps, of attention."""
-    tokens = visual_tokens(config, frames)
+    tokens = config.visual_tokens(frames)
     patch = 3 * config.tubelet_size * config.patch_size**2
     return {
         "patches": 2 * tokens * patch * config.width,
@@ -48,6 +42,8 @@ def x_encoder_forward(config: XEncoderConfig, frames: int) -> dict[str, int]:
 
 
 def _x_encoder(config: Config) -> int:
+    if config.data.features:
+        return 0  # its tokens are read
     train = config.optim.factors.x_encoder > 0
     forward = x_encoder_forward(config.model.x_encoder, config.data.frames)
     # No gradient is wanted of the frames.
@@ -59,7 +55,7 @@ def _x_encoder(config: Config) -> int:
 def _predictor(config: Config, query_length: int) -> int:
     llama, factors, below = config.model.predictor, config.optim.factors, config.optim.factors.x_encoder > 0
     train, heads = factors.predictor > 0, factors.heads > 0
-    tokens = visual_tokens(config.model.x_encoder, config.data.frames)
+    tokens = config.model.x_encoder.visual_tokens(config.data.frames)
     length = tokens + query_length
     # Whether a gradient enters the blocks; what they train themselves sits at the very bottom of them.
     flow = train or heads or below or factors.token_embedding > 0

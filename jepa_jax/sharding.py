@@ -79,6 +79,12 @@ def shard_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, ja
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The inverse of `shard_global_batch`, of one array: this host's rows, [B, ...] -> [B / hosts, ...]."""
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
 def to_host(x: jax.Array) -> np.ndarray:
     """The whole of an array on every host, wherever its pieces are."""
     if x.is_fully_addressable or x.is_fully_replicated:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jepa_jax.config import Config
 from jepa_jax.losses import objective
 from jepa_jax.models.sharded import device_platform, whole
-from jepa_jax.models.vl_jepa import VLJEPA, names_of, unit
+from jepa_jax.models.vl_jepa import VLJEPA, names_of, normalise_frames, unit
 from jepa_jax.optim import learning_rate_schedule, make_optimizer
 from jepa_jax.sharding import batch_sharding, parameter_specs
 from jepa_jax.state import TrainState
@@ -77,6 +77,22 @@ def embed(
     here = lambda trained, frozen, batch: _embed_rows(model(trained, frozen), batch)
     *params, rows = _specs(trained, frozen)
     return _on_every_device(here, (*params, rows), (rows, rows))(trained, frozen, _rows_of(batch))
+
+
+def encode_frames(
+    x_encoder: nnx.State, graphdef: nnx.GraphDef, frames: jax.Array, config: Config
+) -> jax.Array:
+    """Visual tokens as a step sees them: [B, T, H, W, C] uint8 -> [B, N, D] in the compute type.
+
+    Args:
+      x_encoder, graphdef: of that part alone; `graphdef` and `config` are static.
+    """
+    dtype = jnp.dtype(config.model.compute_dtype)
+    nothing = nnx.State({})
+    model = _model_maker(nothing, x_encoder, graphdef, dtype)
+    here = lambda params, frames: model(nothing, params)(normalise_frames(frames, dtype))
+    _, params, rows = _specs(nothing, x_encoder)
+    return _on_every_device(here, (params, rows), rows)(x_encoder, frames)
 
 
 def _rows_of(batch: Batch) -> Batch:
@@ -224,9 +240,13 @@ def train_step(
 def abstract_batch(config: Config, lengths: tuple[int, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and places of a global batch whose texts are padded to (query, target) lengths."""
     clips, pairs = config.batch_size, config.batch_size * config.data.pairs_per_clip
-    side = config.model.x_encoder.image_size
+    frames, x_encoder = config.data.frames, config.model.x_encoder
+    if config.data.features:
+        seen = {"visual": ((clips, x_encoder.visual_tokens(frames), x_encoder.width), jnp.bfloat16)}
+    else:
+        seen = {"frames": ((clips, frames, x_encoder.image_size, x_encoder.image_size, 3), jnp.uint8)}
     shapes = {
-        "frames": ((clips, config.data.frames, side, side, 3), jnp.uint8),
+        **seen,
         "query": ((pairs, lengths[0]), jnp.int32),
         "query_mask": ((pairs, lengths[0]), bool),
         "target": ((pairs, lengths[1]), jnp.int32),

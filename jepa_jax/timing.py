@@ -22,6 +22,11 @@ from jepa_jax.step import Batch, compiler_options, jit_train_step, loss_of_embed
 MODEL_PARTS = ("x_encoder", "predictor", "y_encoder")
 
 
+def parts_of(config: Config) -> tuple[str, ...]:
+    """Those of `MODEL_PARTS` that a step runs."""
+    return tuple(name for name in MODEL_PARTS if name != "x_encoder" or not config.data.features)
+
+
 def seconds(function: Callable[[], Any], runs: int) -> float:
     """Median time of a call that ends when its result is there; the first, which compiles, does not
     count, nor does the second, which still finds cold memory."""

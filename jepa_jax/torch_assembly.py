@@ -14,7 +14,6 @@ import transformers
 from torch.nn import functional
 
 from jepa_jax.config import BertConfig, Config, LlamaConfig, XEncoderConfig, YEncoderConfig
-from jepa_jax.flops import visual_tokens
 from jepa_jax.models.vl_jepa import IMAGENET_MEAN, IMAGENET_STD
 
 _ATTENTION = {"attn_implementation": "sdpa"}
@@ -290,7 +289,7 @@ def part(name: str, config: Config) -> Callable[[dict[str, torch.Tensor]], None]
     """`x_encoder`, `predictor` or `y_encoder` alone: forward, and backward where anything in it trains."""
     assembly = Assembly.from_config(config)
     if name == "predictor":
-        shape = visual_tokens(config.model.x_encoder, config.data.frames), config.model.x_encoder.width
+        shape = config.model.x_encoder.visual_tokens(config.data.frames), config.model.x_encoder.width
         visual = torch.randn(config.batch_size, *shape)
         visual.requires_grad_(config.optim.factors.x_encoder > 0)
         visual_of_pairs = lambda: visual.repeat_interleave(config.data.pairs_per_clip, dim=0)

@@ -21,9 +21,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jepa_jax import distributed, evaluate, flags
-from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
+from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import Config
-from jepa_jax.data import advice, pipeline
+from jepa_jax.data import advice, features, pipeline
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
@@ -112,6 +112,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh(config.fsdp)
         initial = open_initial(config, mesh)
+        if config.data.features:
+            features.check_preprocessing(config)
         with distributed.main_first():
             dataset, sources, tokenizers = open_data(config, mesh, bad, workdir)
             by_recall = config.checkpoint.best_metric == "recall_at_1"
@@ -142,6 +144,9 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             was = data_state["sources"]
             if was != pipeline.identity(sources):
                 logger.warning("the data has changed since step %d: its order is another from here on", start)
+        if config.data.features:
+            with flags.as_usage_errors(ValueError):
+                features.check_weights(config.data.features, sha256(state.frozen["x_encoder"]))
         step_fn = jit_train_step(template)
         loader = Loader(dataset, config.data, bad, data_state)
         log = RunLog(workdir, config, start, write=distributed.is_main())
@@ -198,6 +203,8 @@ _FREE_TO_CHANGE = {
     "model.scan_layers",
     "loss.chunk",
     "data.data_dir",
+    # The same tokens to bfloat16, or refused.
+    "data.features",
     "data.threads",
     "data.workers",
     "data.prefetch",

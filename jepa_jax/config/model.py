@@ -49,6 +49,11 @@ class XEncoderConfig:
     def head_size(self) -> int:
         return self.width // self.heads
 
+    def visual_tokens(self, frames: int) -> int:
+        """N, the visual tokens of a clip; one frame is repeated to fill a tubelet."""
+        side = self.image_size // self.patch_size
+        return max(frames, self.tubelet_size) // self.tubelet_size * side**2
+
     @classmethod
     def vit_l(cls, image_size: int = 256) -> XEncoderConfig:
         """https://huggingface.co/facebook/vjepa2-vitl-fpc64-256 (303.9M parameters)."""

@@ -173,6 +173,11 @@ class Config:
     def __post_init__(self):
         divides("fsdp", self.fsdp, "batch_size", self.batch_size)
         divides("micro_batches", self.micro_batches, "batch_size", self.batch_size)
+        if self.data.features and self.optim.factors.x_encoder:
+            raise ValueError(
+                f"data.features are the tokens of a frozen X-Encoder, but optim.factors.x_encoder="
+                f"{self.optim.factors.x_encoder} trains it: set that to 0, or leave data.features out"
+            )
         learns = self.optim.factors.y_encoder or (self.model.y_projection and self.optim.factors.heads)
         if self.loss.can_collapse and learns:
             raise ValueError(
