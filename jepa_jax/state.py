@@ -48,6 +48,19 @@ def init_state(config: Config) -> tuple[nnx.GraphDef, TrainState]:
     return graphdef, TrainState(jnp.zeros((), jnp.int32), step_key, trained, frozen, optimizer)
 
 
+def draw_state(config: Config, shardings: TrainState) -> TrainState:
+    """`init_state`'s state in its places, to the last bit the same whoever draws it; without an optimizer
+    where `shardings` has none."""
+
+    def draw() -> TrainState:
+        state = init_state(config)[1]
+        return state if shardings.optimizer is not None else dataclasses.replace(state, optimizer=None)
+
+    # On a CPU, code that runs once is not worth LLVM's optimisations: they take longer.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(draw, out_shardings=shardings, compiler_options=quick)()
+
+
 def _split(params: nnx.State, config: Config) -> tuple[nnx.State, nnx.State]:
     return nnx.split_state(params, is_trained(config.optim.factors, config.loss), ...)
 

@@ -33,7 +33,7 @@ from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
 from jepa_jax.sharding import make_mesh, shard_global_batch
-from jepa_jax.state import abstract_state, from_items, init_state, to_items
+from jepa_jax.state import abstract_state, draw_state, from_items, to_items
 from jepa_jax.step import jit_train_step
 
 logger = logging.getLogger(__name__)
@@ -131,11 +131,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             restored = checkpointer.restore_latest(to_items(template))
         if restored is None:
             start, data_state = 0, None
-            # On a CPU, code that runs once is not worth LLVM's optimisations: they take longer.
-            quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-            draw = jax.jit(lambda: init_state(config)[1], out_shardings=shardings, compiler_options=quick)
             with flags.as_usage_errors(DamagedCheckpointError):
-                state = initial.apply(draw())
+                state = initial.apply(draw_state(config, shardings))
         else:
             start, items, data_state = restored
             state = from_items(items, config)

@@ -44,7 +44,7 @@ from jepa_jax.data.sources import open_source
 from jepa_jax.initial import open_initial
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.sharding import local_rows, make_mesh, shard_global_batch
-from jepa_jax.state import abstract_state, init_state
+from jepa_jax.state import abstract_state, draw_state
 from jepa_jax.step import encode_frames
 
 # Of a shard: what is lost when the command is killed. A large dataset's hold more, so that a folder of
@@ -68,12 +68,9 @@ class Encoder:
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         initial = open_initial(config, mesh)
         template = abstract_state(config, mesh)[1]
-        shardings = jax.tree.map(lambda x: x.sharding, dataclasses.replace(template, optimizer=None))
         # An optimizer's moments have no use here, so they are never made.
-        draw = jax.jit(
-            lambda: dataclasses.replace(init_state(config)[1], optimizer=None), out_shardings=shardings
-        )
-        self._params = initial.apply(draw()).frozen["x_encoder"]
+        shardings = jax.tree.map(lambda x: x.sharding, dataclasses.replace(template, optimizer=None))
+        self._params = initial.apply(draw_state(config, shardings)).frozen["x_encoder"]
         self.sha256 = sha256(self._params)
         self._mesh = mesh
         module = nnx.eval_shape(lambda: VLJEPA(config.model, config.loss, rngs=nnx.Rngs(0)).x_encoder)
