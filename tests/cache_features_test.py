@@ -26,7 +26,7 @@ from jepa_jax.data.loader import Loader
 from jepa_jax.data.records import BadRecordError, Limits
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.models.vl_jepa import VLJEPA
-from jepa_jax.sharding import make_mesh, shard_global_batch
+from jepa_jax.sharding import shard_global_batch
 from jepa_jax.state import abstract_state, draw_state
 from jepa_jax.step import abstract_batch, train_step
 from tests import tiny
@@ -38,7 +38,7 @@ BAD = {7: ("media truncated", "clip 7", "at byte 17"), 22: ("text empty", "clip 
 CONFIG = tiny.run_config(
     model=tiny.model(
         # Wide enough that its matrices are split over 2 and 4 devices.
-        x_encoder=tiny.x_encoder(width=48, mlp_width=384),
+        x_encoder=tiny.x_encoder(layers=1, width=48, mlp_width=384),
         predictor=tiny.llama(layers=1, vocab_size=1024),
         y_encoder=tiny.bert(layers=1, vocab_size=1024),
     ),
@@ -73,9 +73,13 @@ def prepared(monkeypatch):
 
 
 @functools.cache
-def encoder(seed: int, mesh) -> cache_features.Encoder:
+def encoder(mesh) -> cache_features.Encoder:
     """Drawn and compiled once for all tests."""
-    return ENCODER(dataclasses.replace(CONFIG, seed=seed, fsdp=mesh.shape["fsdp"]), mesh)
+    return ENCODER(dataclasses.replace(CONFIG, fsdp=mesh.shape["fsdp"]), mesh)
+
+
+def one_device():
+    return sharding.make_mesh(1, jax.devices()[:1])
 
 
 def make(out, config: c.Config = CONFIG, *, devices: int = 1) -> int:
@@ -84,7 +88,7 @@ def make(out, config: c.Config = CONFIG, *, devices: int = 1) -> int:
         patch.setattr(
             cache_features, "make_mesh", lambda fsdp: sharding.make_mesh(fsdp, jax.devices()[:devices])
         )
-        patch.setattr(cache_features, "Encoder", lambda config, mesh: encoder(config.seed, mesh))
+        patch.setattr(cache_features, "Encoder", lambda config, mesh: encoder(mesh))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, features=str(out)))
         return cache_features.cache(config, epath.Path(out), 8)
 
@@ -114,7 +118,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def initial():
     """Structure and state that training by the config starts from."""
-    mesh = make_mesh(1, jax.devices()[:1])
+    mesh = one_device()
     graphdef, template = abstract_state(CONFIG, mesh)
     return graphdef, draw_state(CONFIG, jax.tree.map(lambda x: x.sharding, template))
 
@@ -151,9 +155,9 @@ def test_three_shards_and_a_description_are_written(whole):
         assert raised.value.args == bad
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, 2), (8, 4)])
-def test_one_device_and_several_give_the_same_tokens(whole, tmp_path, devices, fsdp):
-    assert make(tmp_path, dataclasses.replace(CONFIG, fsdp=fsdp), devices=devices) == 0
+def test_one_device_and_eight_give_the_same_tokens(whole, tmp_path):
+    """With weights split over four of them; two devices are those of the two hosts below."""
+    assert make(tmp_path, dataclasses.replace(CONFIG, fsdp=4), devices=8) == 0
     assert_same_tokens(tokens(tmp_path), tokens(whole))
     assert features.read_manifest(tmp_path) == features.read_manifest(whole)
 
@@ -181,11 +185,17 @@ def child() -> None:
 
 def start(tmp_path, out, moment: str, *arguments: str) -> subprocess.Popen:
     (tmp_path / "config.py").write_text("from tests.cache_features_test import CONFIG as config\n")
-    program = "import tests.conftest; from tests.cache_features_test import child; child()"
+    program = "from tests.cache_features_test import child; child()"
     command = [sys.executable, "-c", program, moment, f"--config={tmp_path / 'config.py'}", f"--out={out}"]
-    return subprocess.Popen(
-        [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    # As `conftest.py` sets them for this process: programs must be the same to the last bit.
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, *arguments], env=environment, cwd=ROOT, **output)
 
 
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files(whole, tmp_path, monkeypatch):
@@ -229,17 +239,13 @@ def test_two_hosts_share_the_records_and_give_the_same_tokens(whole, tmp_path):
     assert_same_tokens(tokens(out), tokens(whole))
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"seed": 1}, "the weights of the X-Encoder are others"),
-        ({"data": c.DataConfig(frames=2)}, "data.frames is 4 there and 2 in this run"),
-    ],
-)
-def test_a_folder_that_holds_another_cache_is_refused(whole, changes, sentence):
+def test_a_folder_that_holds_another_cache_is_refused(whole, monkeypatch):
     before = contents(whole)
-    with pytest.raises(flags.UsageError, match=sentence):
-        make(whole, dataclasses.replace(CONFIG, **changes))
+    with pytest.raises(flags.UsageError, match=r"data\.frames is 4 there and 2 in this run"):
+        make(whole, dataclasses.replace(CONFIG, data=c.DataConfig(frames=2)))
+    monkeypatch.setattr(encoder(one_device()), "sha256", "another")
+    with pytest.raises(flags.UsageError, match="the weights of the X-Encoder are others"):
+        make(whole)
     assert contents(whole) == before
 
 
@@ -274,7 +280,7 @@ def test_too_many_bad_records_end_it_and_a_larger_fraction_finishes(tmp_path, ca
             ["--config.optim.factors.x_encoder=0", "--batch-size=9"],
             "=9 is not a multiple of the 8 devices",
         ),
-        (["--config.optim.factors.x_encoder=0", "--batch-size=0"], "invalid _count value: '0'"),
+        (["--config.optim.factors.x_encoder=0", "--batch-size=0"], "at least 1"),
     ],
 )
 def test_what_cannot_be_cached_is_refused_and_nothing_written(tmp_path, capsys, arguments, sentence):
@@ -288,7 +294,7 @@ def test_what_cannot_be_cached_is_refused_and_nothing_written(tmp_path, capsys, 
 def steps(config: c.Config, initial, count: int = 4):
     """Metrics of some steps from the start, and the batches that they had."""
     graphdef, state = initial
-    mesh = make_mesh(1, jax.devices()[:1])
+    mesh = one_device()
     data = pipeline.batches(config, [source()], load_tokenizers(config), bad=BadRecords(1.0))
     loader = Loader(data, config.data, BadRecords(1.0))
     batches = [next(loader) for _ in range(count)]
@@ -301,8 +307,8 @@ def steps(config: c.Config, initial, count: int = 4):
             for name, x in abstract_batch(config, config.data.length_buckets[0], mesh).items():
                 assert (placed[name].shape, placed[name].dtype) == (x.shape, x.dtype), name
             state, found = step(state, placed, graphdef=graphdef, config=config)
-            metrics.append(np.array([float(x) for _, x in sorted(found.items())]))
-    return np.stack(metrics), batches
+            metrics.append({name: float(x) for name, x in found.items()})
+    return metrics, batches
 
 
 def test_training_from_a_cache_is_training_from_frames_to_bfloat16(whole, initial, monkeypatch):
@@ -313,11 +319,12 @@ def test_training_from_a_cache_is_training_from_frames_to_bfloat16(whole, initia
         assert b.keys() - a.keys() == {"frames"}
         for name in a.keys() & b.keys():
             np.testing.assert_array_equal(a[name], b[name])
-    # Each of the tokens is off by up to 2**-9 of itself, to either side: losses, sums over very many of
-    # them, are closer. The first step still has the same parameters.
-    np.testing.assert_allclose(from_cache[0], live[0], rtol=2**-9)
-    np.testing.assert_allclose(from_cache, live, rtol=2**-7)
-    assert (from_cache != live).any()
+    # Each of the tokens is off by up to 2**-9 of itself, to either side, and the loss, which is smooth and
+    # sums over thousands of them, by less; after the first step the parameters drift apart.
+    losses = [metrics["loss"] for metrics in from_cache], [metrics["loss"] for metrics in live]
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=2**-9)
+    np.testing.assert_allclose(*losses, rtol=2**-7)
+    assert losses[0] != losses[1]
     encode = VLJEPA.encode_frames
     monkeypatch.setattr(
         VLJEPA,
@@ -325,7 +332,9 @@ def test_training_from_a_cache_is_training_from_frames_to_bfloat16(whole, initia
         lambda self, frames: encode(self, frames).astype("bfloat16").astype("float32"),
     )
     rounded, _ = steps(CONFIG, initial)
-    np.testing.assert_allclose(from_cache, rounded, rtol=1e-6, atol=1e-7)
+    for a, b in zip(from_cache, rounded, strict=True):
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=name)
 
 
 def test_the_hash_is_of_all_names_and_values(initial):

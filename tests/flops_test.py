@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jepa_jax import config as c
+from jepa_jax.data import synthetic
 from jepa_jax.flops import model_flops, visible_pairs, x_encoder_forward
 from jepa_jax.models.attention import attention_mask
 from jepa_jax.step import train_step
@@ -43,10 +44,10 @@ def products(jaxpr) -> int:
 
 def batch(config: c.Config, pairs: int) -> dict[str, np.ndarray]:
     """Of the shapes that `model_flops` is told."""
-    size = config.model.x_encoder.image_size
     n = config.batch_size * pairs
+    made = synthetic.batch(config, 0)
     return {
-        "frames": np.zeros((config.batch_size, config.data.frames, size, size, 3), np.uint8),
+        **{name: made[name] for name in ("frames", "visual") if name in made},
         "query": np.zeros((n, QUERY), np.int32),
         "query_mask": np.ones((n, QUERY), bool),
         "target": np.zeros((n, TARGET), np.int32),
@@ -115,6 +116,15 @@ def test_what_is_computed_twice_counts_once():
     sigmoid = run_config(PAPER, loss=c.LossConfig(objective="sigmoid"))
     assert expected(sigmoid) == expected(base)
     assert counted(sigmoid) == expected(sigmoid) + 2 * BATCH**2 * sigmoid.model.embedding_size
+
+
+def test_visual_tokens_that_are_read_cost_no_encoder():
+    config = run_config(PAPER)
+    cached = dataclasses.replace(config, data=dataclasses.replace(config.data, features="somewhere"))
+    found, before = (model_flops(run, QUERY, TARGET) for run in (cached, config))
+    assert found == before | {"x_encoder": 0}
+    assert before["x_encoder"] > 0
+    assert counted(cached) == expected(cached)
 
 
 def test_a_still_image_fills_a_tubelet():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -76,6 +77,22 @@ def test_features_of_a_frozen_encoder_are_the_same_kept_or_not(keep):
     config = config_for("info_nce", x_encoder=0.0)
     split = dataclasses.replace(config, micro_batches=4, keep_visual_tokens=keep)
     assert_same(gradient(gradients_in_pieces, split, 1), of_the_whole(config))
+
+
+def test_pieces_of_visual_tokens_give_the_gradient_of_the_whole(monkeypatch):
+    """As they are read from a cache, in place of frames."""
+    made = tiny.batch
+
+    def batch(*arguments):
+        found = made(*arguments)
+        clips = len(found.pop("frames"))
+        return found | {"visual": tiny.normal(clips, 6, 66).astype(ml_dtypes.bfloat16)}
+
+    monkeypatch.setattr(tiny, "batch", batch)
+    config = config_for("info_nce", x_encoder=0.0)
+    split = dataclasses.replace(config, micro_batches=4)
+    whole = gradient(jax.value_and_grad(loss_fn, has_aux=True), config, 1)
+    assert_same(gradient(gradients_in_pieces, split, 1), whole)
 
 
 @pytest.mark.parametrize(("factor", "keep", "runs"), [(0.0, True, 1), (0.0, False, 2), (1.0, True, 2)])

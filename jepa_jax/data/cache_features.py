@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     restart_with_huge_pages()
 
+import argparse
 import collections
 import dataclasses
 import functools
@@ -291,7 +292,7 @@ def _finish(out: epath.Path, manifest: Manifest, config: Config) -> int:
 def _count(word: str) -> int:
     number = int(word)
     if number < 1:
-        raise ValueError(word)
+        raise argparse.ArgumentTypeError("at least 1")
     return number
 
 

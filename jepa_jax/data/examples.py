@@ -10,7 +10,7 @@ import numpy as np
 from jepa_jax.config import Config, DatasetConfig
 from jepa_jax.data.bad_records import UNWANTED, TooManyBadRecordsError, by_cause
 from jepa_jax.data.decode import read_frames
-from jepa_jax.data.records import BadRecordError, Limits, Pair, Source
+from jepa_jax.data.records import BadRecordError, Limits, Pair, Record, Source
 
 # Records in a row that may be unusable before the run is given up.
 TRIES = 100
@@ -118,19 +118,27 @@ class MakeExample(grain.transforms.RandomMap):
         )
 
     def _make(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        # Before anything is drawn: a record whose media cannot be read takes no random numbers, so that a
+        # run from a cache has the examples of a run from frames.
         if self._features is None:
             record = self._source[index]
             name, pairs = record.name, record.pairs
+            seen = {"frames": self._frames(record, rng)}
         else:
             name, pairs = self._source.name(index), self._source.pairs(index)
-        texts = self._texts(pairs, name, rng)
-        if self._features is not None:
-            return {"visual": self._features.visual(index), **texts}
+            seen = {"visual": self._features.visual(index)}
+        return {**seen, **self._texts(pairs, name, rng)}
+
+    def _frames(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         random_span = {"rng": rng} if self._dataset.span == "random" else {}
-        frames = read_frames(
-            record.media, self._dataset.frames, **self._size, name=name, limits=self._limits, **random_span
+        return read_frames(
+            record.media,
+            self._dataset.frames,
+            **self._size,
+            name=record.name,
+            limits=self._limits,
+            **random_span,
         )
-        return {"frames": frames, **texts}
 
     def _texts(self, pairs: Sequence[Pair], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         odds = pair_odds(pairs, self._dataset, name)
