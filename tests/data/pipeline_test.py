@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jepa_jax import flags
-from jepa_jax.config import DatasetConfig
+from jepa_jax.config import DatasetConfig, LearningRateFactors
 from jepa_jax.data import pipeline
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.examples import text_id
@@ -266,7 +266,9 @@ def test_features_stand_for_frames_and_media_are_not_read(tmp_path, monkeypatch)
     monkeypatch.setattr(pipeline, "FeatureSource", Features)
     monkeypatch.setattr(Records, "__getitem__", unread)
     monkeypatch.setattr(Records, "pairs", lambda self, i: self._records[i].pairs)
-    batch = make(with_data(length_buckets=((16, 16),), features=str(tmp_path)))[0]
+    frozen = dataclasses.replace(CONFIG.optim, factors=LearningRateFactors(x_encoder=0.0))
+    data = dataclasses.replace(ONE_BUCKET.data, features=str(tmp_path))
+    batch = make(dataclasses.replace(CONFIG, optim=frozen, data=data))[0]
     assert "frames" not in batch
     assert (batch["visual"].shape, batch["visual"].dtype) == ((8, 7, 5), ml_dtypes.bfloat16)
     ids = {int(text_id(text)): i for i in range(50) for text in (f"a cat {i}", f"a dog {i}")}
