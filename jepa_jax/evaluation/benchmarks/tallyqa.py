@@ -1,0 +1,54 @@
+"""TallyQA: how many, in simple questions and in complex ones."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel
+
+from jepa_jax.evaluation.annotations import main_file, read_json
+from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
+from jepa_jax.evaluation.classification import class_embeddings
+from jepa_jax.evaluation.retrieval import ranks
+from jepa_jax.evaluation.vqa import accuracy_metric
+
+SPLITS = ("test", "train")
+_TO_SEVEN = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+_TO_FIFTEEN = ("eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen")
+# Both spellings of a number are one candidate, the mean of their embeddings.
+NUMBERS: tuple[tuple[str, str], ...] = tuple(
+    (str(i), word) for i, word in enumerate((*_TO_SEVEN, *_TO_FIFTEEN))
+)
+
+
+class _Question(BaseModel):
+    image: str
+    question: str
+    question_id: int
+    answer: int
+    issimple: bool
+
+
+def _score(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metrics:
+    classes = class_embeddings(model.embed_text, NUMBERS)
+    simple = np.array([item.name.startswith("simple") for item in items])
+    labels = np.array([item.answer for item in items])
+    right = ranks(predicted, classes, labels[:, None] == np.arange(len(classes))) == 1
+    parts = {"simple": simple, "complex": ~simple, "accuracy": np.ones_like(simple)}
+    return {name: accuracy_metric(right[part], labels[part]) for name, part in parts.items() if part.any()}
+
+
+def read(path: pathlib.Path, split: str) -> Benchmark:
+    """`test.json` ([{"image", "question", "question_id", "answer", "issimple"}]), media as named there.
+
+    Candidates are 0 to 15. `accuracy` is of all questions: the mean of the two kinds, by their number.
+    """
+    items, unknown = [], {}
+    for asked in read_json(main_file(path, f"{split}.json"), list[_Question]):
+        kind = "simple" if asked.issimple else "complex"
+        name = f"{kind} question {asked.question_id}"
+        if not 0 <= asked.answer < len(NUMBERS):
+            unknown[name] = f"the answer, {asked.answer}, is not among 0 to {len(NUMBERS) - 1}"
+            continue
+        items.append(Item(name=name, media=(asked.image,), query=asked.question, answer=asked.answer))
+    return Benchmark(items=items, score=_score, unknown=unknown, classes=NUMBERS, asks_its_own=True)
