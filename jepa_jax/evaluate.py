@@ -151,7 +151,7 @@ def evaluate_benchmark(
       UsageError: the model is a part that this benchmark is not about, or nothing could be scored.
     """
     sees = any(item.media for item in asked.items)
-    if not (isinstance(model, Model) if sees else hasattr(model, "embed_text")):
+    if not hasattr(model, "predict" if sees else "embed_text"):
         raise flags.UsageError(f"{workdir} holds one part of a model, and {name} needs another or the whole")
     outcome = benchmark.run(
         asked,

@@ -21,9 +21,11 @@ def _decode(image: Image.Image, start: float | None, end: float | None) -> np.nd
         raise ValueError(f"{image.n_frames} frames; at most {MAX_FRAMES} are read")
     frames, time = [], 0.0
     for frame in ImageSequence.Iterator(image):
+        # Decoded first: of a WebP frame the duration is known only then.
+        pixels = np.asarray(frame.convert("RGB"))
         length = (frame.info.get("duration") or DEFAULT_MILLISECONDS) / 1000
         if (start is None or time + length > start) and (end is None or time < end):
-            frames.append(np.asarray(frame.convert("RGB")))
+            frames.append(pixels)
         time += length
     if not frames:
         raise ValueError(f"span outside the media: {start} to {end} of {time:.2f} s")

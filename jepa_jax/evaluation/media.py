@@ -21,7 +21,7 @@ def _without_suffix(path: pathlib.PurePosixPath) -> tuple[str, ...]:
 
 
 def _in_order(folders: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    """Whether `folders` occur in a path in that order, others between them or not."""
+    """Whether `folders` occur in a path in that order."""
     rest = iter(path)
     return all(folder in rest for folder in folders)
 
@@ -29,9 +29,9 @@ def _in_order(folders: tuple[str, ...], path: tuple[str, ...]) -> bool:
 class MediaFolder:
     """Finds files by the names that annotations give them.
 
-    Suffixes do not count (annotations often name a format that was re-encoded since), folders do only
-    where several files have the same name. Names are looked up among the files that are there and
-    never joined to a path, so none leads out of the folder.
+    Suffixes do not count: annotations often name a format that was re-encoded since. The folders of a
+    name must occur in a file's path in their order, others before and between them or not. Names are
+    looked up among the files that are there and never joined to a path, so none leads out of the folder.
     """
 
     def __init__(self, folder: str | pathlib.Path):
@@ -57,9 +57,8 @@ class MediaFolder:
         """
         wanted = _without_suffix(pathlib.PurePosixPath(name))
         found = self._by_name.get(wanted[-1], []) if wanted else []
-        if len(found) > 1:
-            found = [parts for parts in found if _in_order(wanted[:-1], parts[:-1])]
-        files = [file for parts in found for file in self._files[parts]]
+        fitting = [parts for parts in found if _in_order(wanted[:-1], parts[:-1])]
+        files = [file for parts in fitting for file in self._files[parts]]
         if not files:
             raise MissingMediaError("no such media file")
         if len(files) > 1:

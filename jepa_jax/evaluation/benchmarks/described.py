@@ -28,7 +28,8 @@ class _Dream(BaseModel):
 
     @property
     def pair(self) -> tuple[str, str]:
-        return self.video_file, self.description
+        # It says "video/1.mp4"; the archive's folder has another name.
+        return pathlib.PurePosixPath(self.video_file).name, self.description
 
 
 class _Vdc(BaseModel):

@@ -29,7 +29,6 @@ class _Class(BaseModel):
 
 class _Row(BaseModel):
     narration_id: str
-    participant_id: str
     video_id: str
     start_timestamp: str
     stop_timestamp: str
@@ -133,7 +132,7 @@ def _read(
             items.append(
                 Item(
                     name=row.narration_id,
-                    media=(f"{row.participant_id}/{row.video_id}",),
+                    media=(row.video_id,),
                     start=max(0.0, start),
                     end=end,
                     query=query,
@@ -146,7 +145,7 @@ def _read(
 
 def read(path: pathlib.Path, split: str) -> Benchmark:
     """`EPIC_100_validation.csv`, `EPIC_100_train.csv` (for the actions), `EPIC_100_verb_classes.csv` and
-    `EPIC_100_noun_classes_v2.csv`; media PARTICIPANT/../VIDEO.MP4, untrimmed."""
+    `EPIC_100_noun_classes_v2.csv`; media VIDEO.MP4, untrimmed."""
     measure = functools.partial(top_k_metrics, ks=(1, 5))
     return _read(
         path, split, QUERY, lambda row: (seconds(row.start_timestamp), seconds(row.stop_timestamp)), measure

@@ -39,7 +39,7 @@ def _score(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metr
 
 
 def read(path: pathlib.Path, split: str) -> Benchmark:
-    """`test.json` ([{"image", "question", "question_id", "answer", "issimple"}]), media as named there.
+    """`test.json` ([{"image", "question", "question_id", "answer", "issimple"}]), media ID.jpg of Visual Genome and COCO_val2014_N.jpg.
 
     Candidates are 0 to 15. `accuracy` is of all questions: the mean of the two kinds, by their number.
     """
@@ -50,5 +50,7 @@ def read(path: pathlib.Path, split: str) -> Benchmark:
         if not 0 <= asked.answer < len(NUMBERS):
             unknown[name] = f"the answer, {asked.answer}, is not among 0 to {len(NUMBERS) - 1}"
             continue
-        items.append(Item(name=name, media=(asked.image,), query=asked.question, answer=asked.answer))
+        # Its images come from folders of two datasets, and no two have one name.
+        image = pathlib.PurePosixPath(asked.image).name
+        items.append(Item(name=name, media=(image,), query=asked.question, answer=asked.answer))
     return Benchmark(items=items, score=_score, unknown=unknown, classes=NUMBERS, asks_its_own=True)

@@ -1,0 +1,101 @@
+"""Robustness to wording: hand-worked spreads, and benchmarks asked in several wordings."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jepa_jax.evaluation.benchmark import with_query
+from jepa_jax.evaluation.wording import mean_pairwise_cosine, read_wordings, reworded, spread_metrics
+from jepa_jax.flags import UsageError
+from tests.evaluation.fake import ask, read
+
+
+def test_cosine_is_the_mean_over_all_pairs():
+    rng = np.random.default_rng(4)
+    answers = rng.normal(size=(5, 7, 11))
+    answers /= np.linalg.norm(answers, axis=-1, keepdims=True)
+    pairs = [answers[a, b] @ answers[c, b] for b in range(7) for a in range(5) for c in range(a)]
+    assert mean_pairwise_cosine(answers) == pytest.approx(np.mean(pairs))
+    assert mean_pairwise_cosine(answers[:1].repeat(3, axis=0)) == pytest.approx(1)
+
+
+def test_spread_by_hand():
+    """Two wordings, three clips: the second changes the answer to the last clip, from right to wrong."""
+    east, north = np.eye(2)
+    answers = np.array([[east, north, east], [east, north, north]])
+    metrics = spread_metrics(answers, np.eye(2), np.array([0, 0, 0]))
+    values = {name: metric["value"] for name, metric in metrics.items()}
+    assert values == pytest.approx(
+        {"cosine": 2 / 3, "same_top_1": 2 / 3, "worst_wording": 1 / 3, "best_wording": 2 / 3}
+    )
+    assert metrics["same_top_1"]["chance"] == 0.5
+
+
+def test_a_benchmark_is_asked_in_every_wording(tmp_path):
+    found = reworded(read("coin_tr", "coin"), ["What is this?", "Which task is it?", "Name the task."])
+    assert [item.query for item in found.items[:3]] == [
+        "What is this?",
+        "Which task is it?",
+        "Name the task.",
+    ]
+    right = ["wax skis at home"] * 3 + ["repot cactus"] * 3
+    right[4] = "wax skis at home"
+    metrics = ask(found, right, tmp_path).metrics
+    values = {name: metric["value"] for name, metric in metrics.items()}
+    assert values["same_top_1"] == 0.5
+    assert values["worst_wording"] == 0.5
+    assert values["best_wording"] == 1
+    assert metrics["cosine"]["n"] == 2
+
+
+def test_questions_that_items_bring_have_wordings_of_their_own(tmp_path):
+    wordings = {
+        "Is the sky clear?": ["Is the sky clear?", "No clouds in the sky?"],
+        "Is there fog?": ["Is there fog?", "Is it foggy?"],
+    }
+    found = reworded(read("gqa", "gqa"), wordings)
+    outcome = ask(found, ["yes"] * 4, tmp_path)
+    assert outcome.metrics["worst_wording"] == {"value": 1.0, "chance": pytest.approx(1 / 3), "n": 2}
+    assert outcome.missing == dict.fromkeys(("201", "203", "204"), "no wordings of its query")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (["one"], "at least two"),
+        (["same", "same"], "at least two"),
+        ([], "at least two"),
+        ({}, "at least two"),
+        ({"a": ["b", "c"], "d": ["e", "f", "g"]}, "as many"),
+        ("text", "not of the form expected"),
+        ([1, 2], "not of the form expected"),
+    ],
+)
+def test_other_wordings_are_refused(content, message, tmp_path):
+    file = tmp_path / "wordings.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=message):
+        read_wordings(file)
+
+
+def test_wordings_are_read(tmp_path):
+    for content in (["a", "b"], {"q": ["q", "r"], "s": ["s", "t"]}):
+        (tmp_path / "w.json").write_text(json.dumps(content))
+        assert read_wordings(tmp_path / "w.json") == content
+    with pytest.raises(UsageError, match="no such file"):
+        read_wordings(tmp_path / "none.json")
+
+
+def test_what_has_no_classes_or_another_form_of_query_is_told():
+    with pytest.raises(UsageError, match="compares classes"):
+        reworded(read("msr_vtt", "msr_vtt"), ["a", "b"])
+    with pytest.raises(UsageError, match="bring their own queries"):
+        reworded(read("gqa", "gqa"), ["a", "b"])
+
+
+def test_another_query_replaces_the_benchmarks_own():
+    assert {item.query for item in with_query(read("ssv2", "ssv2"), "").items} == {""}
+    for task, fixture in (("gqa", "gqa"), ("visla", "visla")):
+        with pytest.raises(UsageError, match="questions of its own, or none"):
+            with_query(read(task, fixture), "")
