@@ -135,7 +135,7 @@ def read_parquet(path: pathlib.Path, row: Any) -> list[Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UsageError("Parquet files need pyarrow: pip install 'jepa_jax[evaluate]'") from error
+        raise UsageError("Parquet files need pyarrow: pip install 'jepa_jax[eval]'") from error
     if path.stat().st_size > MAX_BYTES:
         raise UsageError(f"{path} is larger than the {MAX_BYTES:,} bytes that are read")
     try:

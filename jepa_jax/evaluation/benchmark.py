@@ -18,7 +18,10 @@ Metrics = dict[str, dict[str, float]]
 
 
 class Answers(Protocol):
-    """What benchmarks need of a model; `inference.Model` is one."""
+    """What benchmarks need of a model; `inference.Model` is one.
+
+    One that writes texts has `has_decoder`, true, and `decode`: S^_Y [B, E] -> B texts.
+    """
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
         """[B, T, H, W, C] uint8 -> visual tokens S_V [B, N, D]."""
@@ -99,15 +102,14 @@ def with_query(benchmark: Benchmark, query: str) -> Benchmark:
 
 
 def decoder_of(model: Answers) -> Callable[[np.ndarray], list[str]]:
-    """The model's [B, E] -> B texts.
+    """The model's `decode`, [B, E] -> B texts.
 
     Raises:
       UsageError: it has no Y-Decoder.
     """
-    decode = getattr(model, "decode", None)
-    if decode is None:
+    if not getattr(model, "has_decoder", False):
         raise UsageError("this task scores texts, but the checkpoint has no Y-Decoder: train one first")
-    return decode
+    return model.decode
 
 
 def joined(pieces: list[np.ndarray], frames: int) -> np.ndarray:

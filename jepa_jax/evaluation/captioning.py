@@ -37,7 +37,7 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.
     try:
         from pycocoevalcap.cider.cider import Cider
     except ImportError as error:
-        raise UsageError("CIDEr needs pycocoevalcap: pip install 'jepa_jax[evaluate]'") from error
+        raise UsageError("CIDEr needs pycocoevalcap: pip install 'jepa_jax[eval]'") from error
     if len(candidates) < 2:
         raise UsageError(
             f"CIDEr weighs words by how many clips they tell apart: {len(candidates)} is too few"
@@ -49,18 +49,19 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.
     return Cider().compute_score(truths, hypotheses)[1]
 
 
-def score_texts(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metrics:
-    """CIDEr of what the model says of items whose answers are their reference captions.
-
-    Chance is that of the same texts, each given to the next clip.
-    """
-    texts = decoder_of(model)(predicted)
-    references = [item.answer for item in items]
-    elsewhere = [*texts[1:], texts[0]]
+def caption_metrics(written: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
+    """{"cider": ..} of B texts against their references; chance is that of the same texts, each given
+    to the next clip."""
+    moved = [*written[1:], *written[:1]]
     return {
         "cider": {
-            "value": float(cider(texts, references).mean()),
-            "chance": float(cider(elsewhere, references).mean()),
-            "n": len(items),
+            "value": float(cider(written, references).mean()),
+            "chance": float(cider(moved, references).mean()),
+            "n": len(written),
         }
     }
+
+
+def score_texts(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metrics:
+    """CIDEr of what the model says of items whose answers are their reference captions."""
+    return caption_metrics(decoder_of(model)(predicted), [item.answer for item in items])

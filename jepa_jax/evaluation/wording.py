@@ -80,19 +80,14 @@ def reworded(benchmark: Benchmark, wordings: list[str] | dict[str, list[str]]) -
     if isinstance(wordings, list) and benchmark.asks_its_own:
         raise UsageError("--wordings: this task's items bring their own queries, so give {QUERY: [..]}")
     items, unknown = [], dict(benchmark.unknown)
-    for place, item in enumerate(benchmark.items):
+    for item in benchmark.items:
         asked = wordings if isinstance(wordings, list) else wordings.get(item.query)
         if asked is None:
             unknown[item.name] = "no wordings of its query"
             continue
+        # Under one name: where its media are missing, all its wordings are left out together.
         items += [
-            dataclasses.replace(
-                item,
-                name=f"{item.name}, wording {number}",
-                query=query,
-                group=f"item {place}",
-                answer=(number, item.answer),
-            )
+            dataclasses.replace(item, query=query, answer=(number, item.answer))
             for number, query in enumerate(asked)
         ]
     score = functools.partial(_score, classes=benchmark.classes)
@@ -107,6 +102,6 @@ def _score(
     number = np.array([wording for wording, _ in (item.answer for item in items)])
     labels = np.array([item.answer[1] for item in items])
     wordings = number.max() + 1
-    # Whole groups follow one another, wording by wording.
+    # Items follow one another, each in all its wordings.
     answers = predicted.reshape(-1, wordings, predicted.shape[-1]).swapaxes(0, 1)
     return spread_metrics(answers, class_embeddings(model.embed_text, classes), labels[::wordings])

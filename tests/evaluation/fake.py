@@ -51,6 +51,8 @@ class World:
 class DecodingWorld(World):
     """Also decodes: it finds the text that it embedded."""
 
+    has_decoder = True
+
     def decode(self, embeddings):
         texts = sorted(set(self._answers.values()))
         return [texts[place] for place in (embeddings @ embed_text(texts).T).argmax(axis=1)]

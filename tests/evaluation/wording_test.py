@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from jepa_jax.evaluation import benchmark
 from jepa_jax.evaluation.benchmark import with_query
 from jepa_jax.evaluation.wording import mean_pairwise_cosine, read_wordings, reworded, spread_metrics
 from jepa_jax.flags import UsageError
-from tests.evaluation.fake import ask, read
+from tests.evaluation.fake import FRAMES, World, ask, fill, key, read
 
 
 def test_cosine_is_the_mean_over_all_pairs():
@@ -47,6 +48,16 @@ def test_a_benchmark_is_asked_in_every_wording(tmp_path):
     assert values["worst_wording"] == 0.5
     assert values["best_wording"] == 1
     assert metrics["cosine"]["n"] == 2
+
+
+def test_a_clip_that_is_missing_is_left_out_in_all_wordings(tmp_path):
+    found = read("coin_tr", "coin")
+    asked = reworded(found, ["What is this?", "Name the task."])
+    model = World({key(item): "wax skis at home" for item in asked.items})
+    media = fill(tmp_path, found.items[:1])
+    outcome = benchmark.run(asked, model, media, model.load_frames, frames=FRAMES, batch_size=3)
+    assert outcome.metrics["best_wording"]["n"] == 1
+    assert outcome.missing == {"coinVideo_2": "no such media file"}
 
 
 def test_questions_that_items_bring_have_wordings_of_their_own(tmp_path):

@@ -39,7 +39,8 @@ def _score(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metr
 
 
 def read(path: pathlib.Path, split: str) -> Benchmark:
-    """`test.json` ([{"image", "question", "question_id", "answer", "issimple"}]), media ID.jpg of Visual Genome and COCO_val2014_N.jpg.
+    """`test.json` ([{"image", "question", "question_id", "answer", "issimple"}]), media ID.jpg of Visual
+    Genome and COCO_val2014_N.jpg.
 
     Candidates are 0 to 15. `accuracy` is of all questions: the mean of the two kinds, by their number.
     """
