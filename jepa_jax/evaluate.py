@@ -153,14 +153,17 @@ def evaluate_benchmark(
     sees = any(item.media for item in asked.items)
     if not hasattr(model, "predict" if sees else "embed_text"):
         raise flags.UsageError(f"{workdir} holds one part of a model, and {name} needs another or the whole")
-    outcome = benchmark.run(
-        asked,
-        model,
-        None if media is None else MediaFolder(media),
-        frames.loader(model.config) if sees else None,
-        frames=model.config.data.frames if sees else 1,
-        batch_size=model.config.eval.batch_size if sees else 1,
-    )
+    watching = None
+    if sees:
+        config = model.config
+        watching = benchmark.Watching(
+            media=None if media is None else MediaFolder(media),
+            load_frames=frames.loader(config),
+            frames=config.data.frames,
+            batch_size=config.eval.batch_size,
+            threads=config.data.threads,
+        )
+    outcome = benchmark.run(asked, model, watching)
     metrics = beside_paper(name, outcome.metrics)
     if not is_main():
         return

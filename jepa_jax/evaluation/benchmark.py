@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,6 +83,25 @@ class Benchmark:
     needs_decoder: bool = False
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watching:
+    """How media get to the model.
+
+    Attributes:
+      media: the folder; None if the annotation files hold the media themselves.
+      load_frames: decodes one file.
+      frames: T of a clip joined of several files.
+      batch_size: clips that the model sees at a time; as many wait decoded.
+      threads: that decode.
+    """
+
+    media: MediaFolder | None
+    load_frames: LoadFrames
+    frames: int
+    batch_size: int
+    threads: int = 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """Metrics, and {name: cause} of what they leave out."""
@@ -142,11 +163,19 @@ def _complete(items: Sequence[Item], missing: dict[str, str]) -> list[int]:
     return [place for place, item in enumerate(items) if item.name not in missing]
 
 
-def _clips(
-    items: Sequence[Item], media: MediaFolder, missing: dict[str, str]
-) -> dict[tuple, tuple[list[pathlib.Path | bytes], list[int]]]:
-    """The distinct clips: for each its files and the places of the items about it."""
-    clips: dict[tuple, tuple[list[pathlib.Path | bytes], list[int]]] = {}
+@dataclasses.dataclass
+class _Clip:
+    """Files shown as one clip, a span of them, and the places of the items about it."""
+
+    files: list[pathlib.Path | bytes]
+    start: float | None
+    end: float | None
+    places: list[int]
+
+
+def _clips(items: Sequence[Item], media: MediaFolder | None, missing: dict[str, str]) -> list[_Clip]:
+    """The distinct clips, in the order of the items; those without a file are put into `missing`."""
+    clips: dict[tuple, _Clip] = {}
     for place, item in enumerate(items):
         try:
             files = [name if isinstance(name, bytes) else media.find(name) for name in item.media]
@@ -154,46 +183,56 @@ def _clips(
             missing[item.name] = str(error)
             continue
         key = (item.media, item.start, item.end)
-        clips.setdefault(key, (files, []))[1].append(place)
-    return clips
+        clips.setdefault(key, _Clip(files, item.start, item.end, [])).places.append(place)
+    kept = set(_complete(items, missing))
+    for clip in clips.values():
+        clip.places = [place for place in clip.places if place in kept]
+    return [clip for clip in clips.values() if clip.places]
+
+
+def _ahead(
+    load: Callable[[_Clip], np.ndarray], clips: Sequence[_Clip], threads: int, most: int
+) -> Iterator[tuple[_Clip, futures.Future]]:
+    """Clips in order, each with its frames to come, decoded while the model is busy; `most` wait."""
+    with futures.ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque = collections.deque()
+        for clip in clips:
+            waiting.append((clip, pool.submit(load, clip)))
+            if len(waiting) > most:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def predictions(
-    items: Sequence[Item],
-    model: Answers,
-    media: MediaFolder,
-    load_frames: LoadFrames,
-    *,
-    frames: int,
-    batch_size: int,
+    items: Sequence[Item], model: Answers, watching: Watching
 ) -> tuple[np.ndarray | None, dict[str, str]]:
     """S^_Y of every item. A clip is decoded and encoded once, however much is asked about it.
-
-    Args:
-      frames: T of a clip joined of several pieces.
-      batch_size: clips in memory at a time.
 
     Returns:
       [B, E] with zeros for items that are missing, None if all are; and {name: cause} of these.
     """
     missing: dict[str, str] = {}
-    clips = _clips(items, media, missing)
-    kept = set(_complete(items, missing))
-    waiting = [(key, files, [p for p in places if p in kept]) for key, (files, places) in clips.items()]
-    waiting = [clip for clip in waiting if clip[2]]
+    clips = _clips(items, watching.media, missing)
+    batch_size = watching.batch_size
+
+    def load(clip: _Clip) -> np.ndarray:
+        pieces = [watching.load_frames(file, clip.start, clip.end) for file in clip.files]
+        return joined(pieces, watching.frames)
+
     predicted = None
-    for first in tqdm(range(0, len(waiting), batch_size), desc="clips", unit="batch", disable=None):
+    ahead = _ahead(load, clips, watching.threads, batch_size)
+    for _ in tqdm(range(0, len(clips), batch_size), desc="clips", unit="batch", disable=None):
         # Clips of one shape go through the model together: images and videos may be mixed.
         by_shape: dict[tuple, list[tuple[np.ndarray, list[int]]]] = collections.defaultdict(list)
-        for (_, start, end), files, places in waiting[first : first + batch_size]:
+        for clip, future in itertools.islice(ahead, batch_size):
             try:
-                clip = joined([load_frames(file, start, end) for file in files], frames)
+                found = future.result()
             except (ValueError, OSError) as error:
-                missing.update(dict.fromkeys((items[p].name for p in places), _first_line(error)))
+                missing.update(dict.fromkeys((items[p].name for p in clip.places), _first_line(error)))
                 continue
-            by_shape[clip.shape].append((clip, places))
+            by_shape[found.shape].append((found, clip.places))
         for batch in by_shape.values():
-            visual = model.encode_video(np.stack([clip for clip, _ in batch]))
+            visual = model.encode_video(np.stack([found for found, _ in batch]))
             asked = [(row, place) for row, (_, places) in enumerate(batch) for place in places]
             for begin in range(0, len(asked), batch_size):
                 rows, at = zip(*asked[begin : begin + batch_size], strict=True)
@@ -208,20 +247,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def run(
-    benchmark: Benchmark,
-    model: Answers,
-    media: MediaFolder | None,
-    load_frames: LoadFrames,
-    *,
-    frames: int,
-    batch_size: int,
-) -> Outcome:
+def run(benchmark: Benchmark, model: Answers, watching: Watching | None = None) -> Outcome:
     """Ask a model all of a benchmark. What is missing is left out and listed.
 
+    Args:
+      watching: None for benchmarks without media.
+
     Raises:
-      UsageError: nothing is left to score, media are needed and no folder is given, or texts are and
-        the model has no decoder.
+      UsageError: nothing is left to score, media are needed and no folder is given, texts are and the
+        model has no decoder, or its answers are not numbers.
     """
     items = benchmark.items
     if not items:
@@ -230,16 +264,17 @@ def run(
         decoder_of(model)
     predicted, missing = None, {}
     if any(item.media for item in items):
-        if media is None:
+        named = any(isinstance(name, str) for item in items for name in item.media)
+        if watching is None or (named and watching.media is None):
             raise UsageError("this task needs --media=FOLDER with the videos or images")
-        predicted, missing = predictions(
-            items, model, media, load_frames, frames=frames, batch_size=batch_size
-        )
+        predicted, missing = predictions(items, model, watching)
     kept = _complete(items, missing)
     missing = {**benchmark.unknown, **missing}
     if not kept:
         raise UsageError(f"nothing of {len(items)} items could be used" + _examples(missing))
     chosen = None if predicted is None else predicted[kept]
+    if chosen is not None and not np.isfinite(chosen).all():
+        raise UsageError("the model's answers are not numbers: its weights are broken")
     return Outcome(benchmark.score([items[place] for place in kept], chosen, model), missing)
 
 

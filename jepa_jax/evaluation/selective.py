@@ -75,15 +75,21 @@ def measure(videos: Iterable[Watched]) -> Point:
     return Point(decodes / seconds, float(cider(said, written).mean()))
 
 
-def cost_of(curve: Sequence[Point], cider: float) -> float | None:
+def curve(settings: Iterable[Iterable[Watched]]) -> list[Point]:
+    """The points of several settings (rates, thresholds, numbers of segments), each of which watched all
+    videos, by what they cost."""
+    return sorted(measure(videos) for videos in settings)
+
+
+def cost_of(points: Sequence[Point], quality: float) -> float | None:
     """Decodes per second at which a curve first reaches a CIDEr, between its points linearly; None if
     it never does."""
-    points = sorted(curve)
+    points = sorted(points)
     for before, after in zip([None, *points], points, strict=False):
-        if after.cider >= cider:
+        if after.cider >= quality:
             if before is None:
                 return after.decodes_per_second
-            share = (cider - before.cider) / (after.cider - before.cider)
+            share = (quality - before.cider) / (after.cider - before.cider)
             width = after.decodes_per_second - before.decodes_per_second
             return before.decodes_per_second + share * width
     return None

@@ -6,12 +6,18 @@ import numpy as np
 
 from jepa_jax.evaluation.benchmark import Answers, Item, Metrics
 from jepa_jax.evaluation.classification import class_embeddings
+from jepa_jax.evaluation.retrieval import ranks
 
 YES_NO: tuple[tuple[str, ...], ...] = (("yes",), ("no",))
 
 
+def is_nearest(predicted: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the right class is nearer than every other: [B, E], [classes, E], [B] int -> [B] bool."""
+    return ranks(predicted, classes, labels[:, None] == np.arange(len(classes))) == 1
+
+
 def accuracy_metric(right: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Share of right answers, [B] bool, beside that of always giving the commonest, [B] int."""
+    """Share of right answers, [B] bool, beside that of always giving the commonest of the labels, [B] int."""
     return {
         "value": float(np.mean(right)),
         "chance": float(np.bincount(labels).max() / len(labels)),

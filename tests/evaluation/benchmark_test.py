@@ -1,5 +1,7 @@
 """Asking a model all of a benchmark: what is missing is left out, counted and named."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,14 +11,13 @@ from jepa_jax.evaluation.benchmarks import BENCHMARKS
 from jepa_jax.evaluation.media import MediaFolder, MissingMediaError
 from jepa_jax.evaluation.report import format_table
 from jepa_jax.flags import UsageError
-from tests.evaluation.fake import FRAMES, World, ask, fill, key, read
+from tests.evaluation.fake import FRAMES, World, ask, fill, key, read, watching
 
 RIGHT = ["Knead the dough", "Grease a tin", "Pump the tube"]
 
 
 def run(found, model, media, load=None):
-    load = model.load_frames if load is None else load
-    return benchmark.run(found, model, media, load, frames=FRAMES, batch_size=2)
+    return benchmark.run(found, model, watching(media, load or model.load_frames))
 
 
 @pytest.fixture
@@ -75,6 +76,44 @@ def test_each_span_is_decoded_once_and_batches_change_nothing(found, tmp_path):
     ]
 
 
+def test_threads_decode_ahead_but_not_far_and_keep_the_order(tmp_path):
+    items = [Item(name=f"{n}", media=(f"{n}",), answer=n, query="which?") for n in range(23)]
+    loaded, ahead = [], []
+
+    class Slow(World):
+        def encode_video(self, frames):
+            ahead.append(len(loaded) - len(frames))
+            return frames[:, :1, 0, 0, :1]
+
+        def predict(self, visual, queries):
+            return visual[:, 0].astype(np.float32)
+
+    def load(media, start, end):
+        loaded.append(media.stem)
+        if media.stem == "5":
+            raise ValueError("damaged")
+        return np.full((FRAMES, 2, 3, 3), int(media.stem), np.uint8)
+
+    def score(kept, predicted, _):
+        assert predicted[:, 0].tolist() == [item.answer for item in kept]
+        return {"seen": {"value": 1.0, "chance": 0.0, "n": len(kept)}}
+
+    seen = dataclasses.replace(watching(fill(tmp_path, items), load, batch_size=3), threads=5)
+    outcome = benchmark.run(Benchmark(items=items, score=score), Slow({}), seen)
+    assert outcome.metrics["seen"]["n"] == 22
+    assert outcome.missing == {"5": "damaged"}
+    assert sorted(loaded, key=int) == [item.name for item in items]
+    # Of 23 clips, never more are decoded than the model has seen, its batch and as many waiting.
+    assert all(count <= 3 * batch + 3 + 1 for batch, count in enumerate(ahead))
+
+
+def test_answers_that_are_not_numbers_are_told(found, tmp_path):
+    model = World({})
+    model.predict = lambda visual, queries: np.full((len(queries), 3), np.nan)
+    with pytest.raises(UsageError, match="weights are broken"):
+        run(found, model, fill(tmp_path, found.items))
+
+
 def test_images_and_videos_may_be_mixed(tmp_path):
     lengths = {"a": 1, "b": 4, "c": 1, "d": 4}
     items = [Item(name=n, media=(n,), answer=length, query="how long?") for n, length in lengths.items()]
@@ -93,14 +132,8 @@ def test_images_and_videos_may_be_mixed(tmp_path):
         return {}
 
     load = lambda media, start, end: np.zeros((lengths[media.stem], 2, 3, 3), np.uint8)
-    benchmark.run(
-        Benchmark(items=items, score=score),
-        Counting({}),
-        fill(tmp_path, items),
-        load,
-        frames=4,
-        batch_size=4,
-    )
+    seen = watching(fill(tmp_path, items), load, batch_size=4)
+    benchmark.run(Benchmark(items=items, score=score), Counting({}), seen)
     assert sorted(shape[:2] for shape in shapes) == [(2, 1), (2, 4)]
 
 

@@ -148,6 +148,18 @@ def test_spans_are_those_of_the_annotations():
     assert read("kinetics_400", "kinetics").items[1].media == ("-bBbBbBbBb__000040_000050",)
 
 
+def test_steps_that_procedures_share_are_one_candidate(tmp_path):
+    """Two candidates with one text would be as near as each other, and neither the nearest."""
+    for file in (FIXTURES / "egoexo4d").rglob("*.json"):
+        copy = tmp_path / file.relative_to(FIXTURES / "egoexo4d")
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(file.read_text().replace("Boil the water", "Pump the tube"))
+    found = read("egoexo4d", tmp_path)
+    assert found.classes == [["Grease a tin"], ["Knead the dough"], ["Pump the tube"]]
+    outcome = ask(found, ["Knead the dough", "Grease a tin", "Pump the tube"], tmp_path / "media")
+    assert outcome.metrics["top_1"]["value"] == 1
+
+
 def test_the_next_step_is_asked_about_the_one_before():
     found = read("coin_next_step", "coin")
     assert [(item.start, item.end) for item in found.items] == [(2.0, 9.0), (11.0, 20.5)]

@@ -86,9 +86,13 @@ def key(item) -> tuple:
     return path.stem if _is_file(name) else path.name, item.start, item.query
 
 
+def watching(media, load_frames, batch_size: int = 2) -> benchmark.Watching:
+    """Media seen in small batches."""
+    return benchmark.Watching(media=media, load_frames=load_frames, frames=FRAMES, batch_size=batch_size)
+
+
 def ask(found: benchmark.Benchmark, texts: list[str], folder: pathlib.Path, world=World, batch_size=2):
     """The outcome of a World that answers item i with text i."""
-    answers = {key(item): text for item, text in zip(found.items, texts, strict=True)}
-    model = world(answers)
-    media = fill(folder, found.items)
-    return benchmark.run(found, model, media, model.load_frames, frames=FRAMES, batch_size=batch_size)
+    model = world({key(item): text for item, text in zip(found.items, texts, strict=True)})
+    seen = watching(fill(folder, found.items), model.load_frames, batch_size)
+    return benchmark.run(found, model, seen)

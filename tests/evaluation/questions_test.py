@@ -9,7 +9,7 @@ from jepa_jax.evaluation.benchmarks import hard_negatives
 from jepa_jax.evaluation.benchmarks.tallyqa import NUMBERS
 from jepa_jax.evaluation.vqa import yes_no_metrics
 from jepa_jax.flags import UsageError
-from tests.evaluation.fake import FIXTURES, FRAMES, ask, embed_text, fill, read
+from tests.evaluation.fake import FIXTURES, FRAMES, World, ask, embed_text, fill, key, read, watching
 
 
 def test_gqa_by_hand(tmp_path):
@@ -23,7 +23,7 @@ def test_an_image_is_loaded_once_for_all_its_questions(tmp_path):
     found = read("gqa", "gqa")
     loaded = []
 
-    class Watching:
+    class Once:
         embed_text = staticmethod(embed_text)
 
         def encode_video(self, frames):
@@ -37,7 +37,7 @@ def test_an_image_is_loaded_once_for_all_its_questions(tmp_path):
         loaded.append(media.stem)
         return np.zeros((1, 2, 3, 3), np.uint8)
 
-    benchmark.run(found, Watching(), fill(tmp_path, found.items), load, frames=FRAMES, batch_size=2)
+    benchmark.run(found, Once(), watching(fill(tmp_path, found.items), load))
     assert loaded == ["n31", "n37", "n41"]
 
 
@@ -50,7 +50,7 @@ def test_tallyqa_by_hand(tmp_path):
         "complex": {"value": 0.0, "chance": 1.0, "n": 1},
         "accuracy": {"value": 0.5, "chance": 0.5, "n": 4},
     }
-    assert outcome.missing == {"complex question 5": "the answer, 16, is not among 0 to 15"}
+    assert outcome.missing == {"row 4, question 5": "the answer, 16, is not among 0 to 15"}
     assert NUMBERS[15] == ("15", "fifteen")
     assert len(NUMBERS) == 16
 
@@ -114,6 +114,10 @@ def test_popev2_reads_pairs_of_images_from_parquet(tmp_path):
     metrics = ask(found, ["yes", "no", "yes", "yes"], tmp_path).metrics
     assert metrics["accuracy"] == {"value": 0.75, "chance": 0.5, "n": 4}
     assert metrics["recall"]["value"] == 1
+    # The images are in the file: no folder is needed.
+    model = World({key(item): "yes" for item in found.items})
+    outcome = benchmark.run(found, model, watching(None, model.load_frames))
+    assert outcome.metrics["accuracy"]["value"] == 0.5
 
 
 def test_a_triplet_is_right_when_the_positives_are_nearest_to_one_another():
@@ -137,7 +141,7 @@ class TextOnly:
 
 def test_sugarcrepe_has_five_parts():
     found = read("sugarcrepe_pp", "sugarcrepe")
-    outcome = benchmark.run(found, TextOnly(), None, None, frames=1, batch_size=1)
+    outcome = benchmark.run(found, TextOnly())
     parts = ["swap_obj", "swap_att", "replace_obj", "replace_att", "replace_rel"]
     assert list(outcome.metrics) == [*parts, "accuracy"]
     assert outcome.metrics["accuracy"]["n"] == 9
@@ -148,7 +152,7 @@ def test_sugarcrepe_has_five_parts():
 
 def test_visla_takes_the_near_sentence_for_the_negative():
     found = read("visla", "visla")
-    assert [item.answer for item in found.items] == [
+    assert [item.answer[1] for item in found.items] == [
         (
             'A sign that says "Inn" hangs low.',
             'Low hangs a sign with the word "Inn".',
@@ -157,7 +161,7 @@ def test_visla_takes_the_near_sentence_for_the_negative():
         ("The drum holds the hen.", "The hen is in the drum.", "The hen is beside the drum."),
         ("The fan is above the crib.", "The crib is below the fan.", "The fan is below the crib."),
     ]
-    metrics = benchmark.run(found, TextOnly(), None, None, frames=1, batch_size=1).metrics
+    metrics = benchmark.run(found, TextOnly()).metrics
     assert metrics["VSR_spatial"]["n"] == 2
 
 
@@ -190,9 +194,7 @@ class States:
 def test_world_prediction_joins_the_states_and_takes_the_nearest_action(tmp_path):
     found = read("world_prediction_wm", "world")
     model = States()
-    outcome = benchmark.run(
-        found, model, fill(tmp_path, found.items), model.load_frames, frames=FRAMES, batch_size=3
-    )
+    outcome = benchmark.run(found, model, watching(fill(tmp_path, found.items), model.load_frames))
     # The second sample's answer is another than the clip that leads there.
     assert outcome.metrics == {"accuracy": {"value": 0.5, "chance": 0.25, "n": 2}}
     assert outcome.missing == {"w3": "its answer, 4, is none of 2 candidates"}
@@ -203,7 +205,7 @@ def test_a_sample_with_a_clip_missing_is_left_out_whole(tmp_path):
     found = read("world_prediction_wm", "world")
     media = fill(tmp_path, [item for item in found.items if item.name != "w2, candidate 3"])
     model = States()
-    outcome = benchmark.run(found, model, media, model.load_frames, frames=FRAMES, batch_size=3)
+    outcome = benchmark.run(found, model, watching(media, model.load_frames))
     assert outcome.metrics["accuracy"]["n"] == 1
     assert outcome.missing["w2, candidate 3"] == "no such media file"
     assert outcome.missing["w2"] == "another part of sample w2 is missing"

@@ -9,6 +9,7 @@ from jepa_jax.evaluation.selective import (
     TimedText,
     Watched,
     cost_of,
+    curve,
     measure,
     nearest_in_time,
     saving,
@@ -68,12 +69,18 @@ def test_uniform_decoding_is_at_the_middle_of_its_intervals():
     np.testing.assert_allclose(uniform_times(7, 0.01), [3.5])
 
 
+def test_a_curve_goes_from_cheap_to_dear():
+    often = [Watched(seconds=20, decodes=COOK, annotations=COOK)]
+    seldom = [Watched(seconds=20, decodes=COOK[:1], annotations=COOK)]
+    assert curve([often, seldom]) == [measure(seldom), measure(often)]
+
+
 def test_what_a_quality_costs_is_read_off_the_curve():
-    curve = [Point(1.0, 0.8), Point(0.1, 0.2), Point(0.4, 0.5)]
-    assert cost_of(curve, 0.5) == pytest.approx(0.4)
-    assert cost_of(curve, 0.35) == pytest.approx(0.25)
-    assert cost_of(curve, 0.1) == 0.1
-    assert cost_of(curve, 0.9) is None
+    points = [Point(1.0, 0.8), Point(0.1, 0.2), Point(0.4, 0.5)]
+    assert cost_of(points, 0.5) == pytest.approx(0.4)
+    assert cost_of(points, 0.35) == pytest.approx(0.25)
+    assert cost_of(points, 0.1) == 0.1
+    assert cost_of(points, 0.9) is None
 
 
 def test_the_saving_is_the_papers_ratio():

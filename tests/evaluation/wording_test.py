@@ -9,7 +9,7 @@ from jepa_jax.evaluation import benchmark
 from jepa_jax.evaluation.benchmark import with_query
 from jepa_jax.evaluation.wording import mean_pairwise_cosine, read_wordings, reworded, spread_metrics
 from jepa_jax.flags import UsageError
-from tests.evaluation.fake import FRAMES, World, ask, fill, key, read
+from tests.evaluation.fake import World, ask, fill, key, read, watching
 
 
 def test_cosine_is_the_mean_over_all_pairs():
@@ -55,7 +55,7 @@ def test_a_clip_that_is_missing_is_left_out_in_all_wordings(tmp_path):
     asked = reworded(found, ["What is this?", "Name the task."])
     model = World({key(item): "wax skis at home" for item in asked.items})
     media = fill(tmp_path, found.items[:1])
-    outcome = benchmark.run(asked, model, media, model.load_frames, frames=FRAMES, batch_size=3)
+    outcome = benchmark.run(asked, model, watching(media, model.load_frames))
     assert outcome.metrics["best_wording"]["n"] == 1
     assert outcome.missing == {"coinVideo_2": "no such media file"}
 

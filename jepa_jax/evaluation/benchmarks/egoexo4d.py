@@ -16,7 +16,6 @@ TEMPLATES = ("{}",)
 class _Segment(BaseModel):
     start_time: float
     end_time: float
-    step_unique_id: int
     step_name: str
 
 
@@ -51,7 +50,8 @@ def read(path: pathlib.Path, split: str) -> Benchmark:
     """`keystep_val.json` and `keystep_train.json` in `annotations/` and `takes.json` beside that folder,
     as the downloader leaves them; media takes/TAKE/../ariaNN_214-1.mp4.
 
-    The candidates are the steps that occur in either file.
+    The candidates are the steps that occur in either file. Procedures share some, under ids of their own:
+    steps of one name are one candidate.
     """
     takes = read_json(
         locate(folder_of(path).parent if path.is_file() else path, "takes.json"), list[_TakeFiles]
@@ -59,12 +59,12 @@ def read(path: pathlib.Path, split: str) -> Benchmark:
     videos = {take.take_uid: ego_video(take) for take in takes}
     file = main_file(path, f"keystep_{split}.json")
     asked = read_json(file, _Keysteps)
-    steps: dict[int, str] = {}
+    names: set[str] = set()
     for other in SPLITS:
         found = asked if other == split else read_json(locate(file, f"keystep_{other}.json"), _Keysteps)
         for take in found.annotations.values():
-            steps |= {segment.step_unique_id: segment.step_name for segment in take.segments}
-    places = {step: place for place, step in enumerate(sorted(steps))}
+            names |= {segment.step_name for segment in take.segments}
+    places = {name: place for place, name in enumerate(sorted(names))}
     items, unknown = [], {}
     for uid, take in asked.annotations.items():
         for number, segment in enumerate(take.segments):
@@ -79,8 +79,8 @@ def read(path: pathlib.Path, split: str) -> Benchmark:
                     start=segment.start_time,
                     end=segment.end_time,
                     query=QUERY,
-                    answer=places[segment.step_unique_id],
+                    answer=places[segment.step_name],
                 )
             )
-    classes = [classification.phrased(steps[step], TEMPLATES) for step in places]
+    classes = [classification.phrased(name, TEMPLATES) for name in places]
     return classification.benchmark(items, classes, unknown)

@@ -10,8 +10,7 @@ from pydantic import BaseModel
 from jepa_jax.evaluation.annotations import main_file, read_json
 from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
 from jepa_jax.evaluation.classification import checked, class_embeddings
-from jepa_jax.evaluation.retrieval import ranks
-from jepa_jax.evaluation.vqa import accuracy_metric
+from jepa_jax.evaluation.vqa import accuracy_metric, is_nearest
 
 SPLITS = ("testdev_balanced", "val_balanced", "testdev_all", "val_all")
 
@@ -26,10 +25,8 @@ def _score(
     items: Sequence[Item], predicted: np.ndarray, model: Answers, *, classes: Sequence[Sequence[str]]
 ) -> Metrics:
     labels = np.array([item.answer for item in items])
-    right = ranks(
-        predicted, class_embeddings(model.embed_text, classes), labels[:, None] == np.arange(len(classes))
-    )
-    return {"accuracy": accuracy_metric(right == 1, labels)}
+    right = is_nearest(predicted, class_embeddings(model.embed_text, classes), labels)
+    return {"accuracy": accuracy_metric(right, labels)}
 
 
 def read(path: pathlib.Path, split: str) -> Benchmark:

@@ -54,8 +54,9 @@ def is_right(first: np.ndarray, second: np.ndarray, negative: np.ndarray) -> np.
 
 
 def _score(items: Sequence[Item], _: None, model: Answers) -> Metrics:
-    right = is_right(*(model.embed_text([item.answer[i] for item in items]) for i in range(3)))
-    parts = np.array([item.name.partition(",")[0] for item in items])
+    triplets = zip(*(triplet for _, triplet in (item.answer for item in items)), strict=True)
+    right = is_right(*(model.embed_text(list(texts)) for texts in triplets))
+    parts = np.array([item.answer[0] for item in items])
     found = {part: right[parts == part] for part in dict.fromkeys(parts.tolist())}
     found["accuracy"] = right
     return {
@@ -68,7 +69,7 @@ def _benchmark(
 ) -> Benchmark:
     """All of a benchmark's parts, a file each."""
     items = [
-        Item(name=f"{part}, row {number}", answer=row.triplet)
+        Item(name=f"{part}, row {number}", answer=(part, row.triplet))
         for part, form in forms.items()
         for number, row in enumerate(read(locate(path, part + suffix), form))
     ]
