@@ -1,6 +1,7 @@
 """Benchmarks' annotation files: JSON, JSON lines, tables and Parquet, checked against a stated form."""
 
 import csv
+import io
 import json
 import pathlib
 from typing import Any
@@ -9,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jepa_jax.flags import UsageError
 
-# The largest official file read here, TallyQA's, has 50 MB.
+# Official files have some hundred MB at most.
 MAX_BYTES = 1 << 30
 
 
@@ -31,7 +32,7 @@ def locate(path: pathlib.Path, *names: str) -> pathlib.Path:
     folder = folder_of(path)
     for name in names:
         for place in (folder / name, folder / "annotations" / name):
-            if place.exists():
+            if place.is_file():
                 return place
     raise UsageError(f"no {' or '.join(names)} in {folder}: give --annotations the folder that holds it")
 
@@ -84,7 +85,8 @@ def read_rows(path: pathlib.Path, row: Any) -> list[Any]:
       UsageError: as `read_json`.
     """
     text = _text(path)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not splitlines(): captions hold other line separators of Unicode, unescaped.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     # Several lines, each of which begins as an object: JSON lines. One line may be either.
     if lines and all(line.lstrip().startswith("{") for _, line in lines[:2]) and len(lines) > 1:
         content = [_parsed(path, line, f", line {number},") for number, line in lines]
@@ -105,7 +107,7 @@ def read_table(path: pathlib.Path, row: Any) -> list[Any]:
     # Tables with tabs are written without quoting: a quote in them is one.
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
     try:
-        rows = list(csv.DictReader(_text(path).splitlines(), **dialect))
+        rows = list(csv.DictReader(io.StringIO(_text(path), newline=""), **dialect))
     except csv.Error as error:
         raise UsageError(f"{path} is not a table: {error}") from error
     return _checked(path, [{k: v for k, v in found.items() if k is not None} for found in rows], list[row])
@@ -114,14 +116,14 @@ def read_table(path: pathlib.Path, row: Any) -> list[Any]:
 def read_lists(path: pathlib.Path) -> list[list[str]]:
     """The rows of a table without a header."""
     try:
-        return [found for found in csv.reader(_text(path).splitlines()) if found]
+        return [found for found in csv.reader(io.StringIO(_text(path), newline="")) if found]
     except csv.Error as error:
         raise UsageError(f"{path} is not a table: {error}") from error
 
 
 def read_text_lines(path: pathlib.Path) -> list[str]:
     """The lines of a text, stripped, without empty ones and those that begin with #."""
-    lines = [line.strip() for line in _text(path).splitlines()]
+    lines = [line.strip() for line in _text(path).split("\n")]
     return [line for line in lines if line and not line.startswith("#")]
 
 

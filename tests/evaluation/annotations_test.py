@@ -34,6 +34,16 @@ def test_a_single_line_is_a_row(tmp_path):
     assert annotations.read_rows(tmp_path / "one.jsonl", Row) == [Row(name="a", count=1)]
 
 
+def test_line_separators_inside_of_texts_part_nothing(tmp_path):
+    text = "one\N{LINE SEPARATOR}two\x85three"
+    (tmp_path / "rows.jsonl").write_text(f'{{"name": "{text}", "count": 1}}\n' * 2)
+    assert annotations.read_rows(tmp_path / "rows.jsonl", Row) == [Row(name=text, count=1)] * 2
+    (tmp_path / "rows.csv").write_text(f'name,count\n"{text}\nfour",1\n')
+    assert annotations.read_table(tmp_path / "rows.csv", Row) == [Row(name=f"{text}\nfour", count=1)]
+    (tmp_path / "rows.txt").write_text(f"# {text}\r\n{text}\r\n\n")
+    assert annotations.read_text_lines(tmp_path / "rows.txt") == [text]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,6 +1,7 @@
 """Ego-Exo4D keysteps: steps of procedures, seen by the camera on the head of who does them."""
 
 import pathlib
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -34,14 +35,15 @@ class _Stream(BaseModel):
 class _TakeFiles(BaseModel):
     take_uid: str
     take_name: str
-    frame_aligned_videos: dict[str, dict[str, _Stream]]
+    # Cameras, and entries of other forms that are none.
+    frame_aligned_videos: dict[str, dict[str, _Stream] | Any] = {}
 
 
 def ego_video(take: _TakeFiles) -> str | None:
     """TAKE/CAMERA of the colour video of a take's Aria glasses; None if it has none."""
     for camera, streams in take.frame_aligned_videos.items():
-        stream = streams.get("rgb")
-        if camera.lower().startswith("aria") and stream is not None and stream.relative_path:
+        stream = streams.get("rgb") if isinstance(streams, dict) else None
+        if camera.lower().startswith("aria") and isinstance(stream, _Stream) and stream.relative_path:
             return f"{take.take_name}/{pathlib.PurePosixPath(stream.relative_path).stem}"
     return None
 

@@ -12,7 +12,7 @@ from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
 from jepa_jax.evaluation.classification import checked, class_embeddings
 from jepa_jax.evaluation.vqa import accuracy_metric, is_nearest
 
-SPLITS = ("testdev_balanced", "val_balanced", "testdev_all", "val_all")
+SPLITS = ("testdev_balanced", "val_balanced", "testdev_all")
 
 
 class _Question(BaseModel):

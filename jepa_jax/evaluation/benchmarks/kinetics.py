@@ -8,7 +8,9 @@ from jepa_jax.evaluation import classification
 from jepa_jax.evaluation.annotations import main_file, read_table
 from jepa_jax.evaluation.benchmark import Benchmark, Item
 
-SPLITS = ("val", "test", "train")
+# DeepMind and the CVDF name the validation split differently.
+FILES = {"val": ("val.csv", "validate.csv"), "test": ("test.csv",), "train": ("train.csv",)}
+SPLITS = tuple(FILES)
 QUERY = "What is being done in the video?"
 TEMPLATES = ("{}", "a person is {}", "a video of {}")
 
@@ -22,7 +24,7 @@ class _Row(BaseModel):
 
 def read(path: pathlib.Path, split: str) -> Benchmark:
     """`val.csv` (label, youtube_id, time_start, time_end, split), media YOUTUBEID_000010_000020.mp4."""
-    rows = read_table(main_file(path, f"{split}.csv", f"{split}idate.csv"), _Row)
+    rows = read_table(main_file(path, *FILES[split]), _Row)
     # The classes are those of the file: every official split has all of them.
     names = sorted({row.label for row in rows})
     places = {name: place for place, name in enumerate(names)}
