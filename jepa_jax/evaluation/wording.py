@@ -63,8 +63,9 @@ def read_wordings(path: pathlib.Path) -> list[str] | dict[str, list[str]]:
         raise UsageError(f"--wordings={path}: no such file")
     found = read_json(path, list[str] | dict[str, list[str]])
     lists = [found] if isinstance(found, list) else list(found.values())
-    counts = {len(set(wordings)) for wordings in lists}
-    if counts != {len(wordings) for wordings in lists} or len(counts) != 1 or counts <= {0, 1}:
+    counts = {len(wordings) for wordings in lists}
+    repeats = any(len(set(wordings)) < len(wordings) for wordings in lists)
+    if len(counts) != 1 or min(counts) < 2 or repeats:
         raise UsageError(f"{path} needs at least two wordings, as many and all different for every query")
     return found
 

@@ -122,6 +122,16 @@ def test_epic_kitchens_names_actions_verbs_and_nouns(tmp_path):
     assert metrics["noun_top_1"]["value"] == 1
 
 
+def test_a_file_of_ones_own_may_hold_what_is_no_action(tmp_path):
+    for file in (FIXTURES / "epic").iterdir():
+        (tmp_path / file.name).write_text(file.read_text())
+    own = (tmp_path / "EPIC_100_validation.csv").read_text().replace("slice,2,leek,2", "slice,2,kettle,0")
+    (tmp_path / "own.csv").write_text(own)
+    found = read("epic_kitchens_100", tmp_path / "own.csv")
+    assert found.unknown["P02_07_3"] == "verb 2 with noun 0 is no action"
+    assert ask(found, EPIC[:3], tmp_path / "media").metrics["action_top_1"]["value"] == 1
+
+
 def test_anticipation_sees_nothing_of_the_last_second(tmp_path):
     found = read("epic_kitchens_100_anticipation", "epic")
     spans = [(item.start, item.end) for item in found.items]

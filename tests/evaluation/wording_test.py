@@ -5,11 +5,17 @@ import json
 import numpy as np
 import pytest
 
+from jepa_jax.config import EvalConfig
+from jepa_jax.data.emoji_motion import texts
+from jepa_jax.data.emoji_motion.scene import MOTIONS
+from jepa_jax.data.emoji_motion.things import THINGS
 from jepa_jax.evaluation import benchmark
 from jepa_jax.evaluation.benchmark import with_query
+from jepa_jax.evaluation.clips import Clip
+from jepa_jax.evaluation.emoji_motion import ON_REQUEST
 from jepa_jax.evaluation.wording import mean_pairwise_cosine, read_wordings, reworded, spread_metrics
 from jepa_jax.flags import UsageError
-from tests.evaluation.fake import World, ask, fill, key, read, watching
+from tests.evaluation.fake import World, ask, embed_text, fill, key, read, watching
 
 
 def test_cosine_is_the_mean_over_all_pairs():
@@ -110,3 +116,45 @@ def test_another_query_replaces_the_benchmarks_own():
     for task, fixture in (("gqa", "gqa"), ("visla", "visla")):
         with pytest.raises(UsageError, match="questions of its own, or none"):
             with_query(read(task, fixture), "")
+
+
+class Forgetful:
+    """Knows every clip, but the last wording of "what is it?" makes it name the next clip's thing."""
+
+    embed_text = staticmethod(embed_text)
+
+    def __init__(self, clips):
+        self._clips = clips
+        self._kinds = {query: kind for kind, queries in texts.QUERIES.items() for query in queries}
+
+    def answer(self, queries):
+        answers = []
+        for place, query in enumerate(queries):
+            clip, kind = self._clips[place], self._kinds[query]
+            if query == texts.QUERIES["what_is_it"][-1]:
+                clip = self._clips[(place + 1) % len(self._clips)]
+            known = {
+                "describe": f"{clip.thing} {clip.motion}",
+                "what_is_it": texts.name_phrasings(clip.thing)[0],
+                "what_does_it_do": clip.motion,
+                "how_many": texts.count_phrasings(2 if clip.second else 1)[0],
+            }
+            answers.append(known[kind])
+        return embed_text(answers)
+
+
+def test_the_default_data_is_asked_in_its_own_phrasings():
+    names = [thing.name for thing in THINGS[:4]]
+    clips = [Clip(name, motion, second, []) for name, motion, second in zip(names, MOTIONS, ["", "x"] * 2)]
+    metrics = ON_REQUEST["wording"](Forgetful(clips), clips, EvalConfig())
+    values = {name: metric["value"] for name, metric in metrics.items()}
+    for kind in ("how_many", "what_does_it_do"):
+        assert values[f"{kind}_cosine"] == pytest.approx(1)
+        assert values[f"{kind}_same_top_1"] == values[f"{kind}_worst_wording"] == 1
+    assert values["describe_cosine"] == pytest.approx(1)
+    assert values["what_is_it_best_wording"] == 1
+    assert values["what_is_it_worst_wording"] == values["what_is_it_same_top_1"] == 0
+    assert values["what_is_it_cosine"] < 0.8
+    # Clips without a named motion are not asked for one.
+    still = [Clip(clip.thing, "", clip.second, []) for clip in clips]
+    assert not [name for name in ON_REQUEST["wording"](Forgetful(still), still, None) if "does" in name]

@@ -121,11 +121,12 @@ def _read(
     measure: Callable[..., Metrics],
 ) -> Benchmark:
     vocabulary = _vocabulary(path)
+    known = set(vocabulary.actions)
     items, unknown = [], {}
     for row in read_table(main_file(path, f"EPIC_100_{split}.csv"), _Row):
         start, end = span(row)
-        if row.verb_class not in vocabulary.verbs or row.noun_class not in vocabulary.nouns:
-            unknown[row.narration_id] = f"no verb {row.verb_class} or no noun {row.noun_class}"
+        if (row.verb_class, row.noun_class) not in known:
+            unknown[row.narration_id] = f"verb {row.verb_class} with noun {row.noun_class} is no action"
         elif end <= 0:
             unknown[row.narration_id] = "nothing to see before it: it starts with the video"
         else:
