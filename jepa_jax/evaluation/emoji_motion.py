@@ -10,6 +10,7 @@ from jepa_jax.data.emoji_motion.things import THINGS
 from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
 from jepa_jax.evaluation.clips import Clip, Subject
 from jepa_jax.evaluation.retrieval import retrieval_metrics
+from jepa_jax.evaluation.wording import spread_metrics
 
 NAMES = [thing.name for thing in THINGS]
 
@@ -89,9 +90,37 @@ def vqa(subject: Subject, clips: list[Clip], _: EvalConfig):
     return metrics
 
 
+def wording(subject: Subject, clips: list[Clip], _: EvalConfig):
+    """How far answers spread over the phrasings of the questions that every clip answers."""
+    questions = {
+        "describe": (None, None),
+        "what_is_it": (
+            [texts.name_phrasings(name) for name in NAMES],
+            [NAMES.index(clip.thing) for clip in clips],
+        ),
+        "how_many": (
+            [texts.count_phrasings(1), texts.count_phrasings(2)],
+            [int(bool(clip.second)) for clip in clips],
+        ),
+    }
+    if all(clip.motion for clip in clips):
+        motions = [texts.motion_phrasings(motion) for motion in MOTIONS]
+        questions["what_does_it_do"] = (motions, [MOTIONS.index(clip.motion) for clip in clips])
+    metrics = {}
+    for kind, (phrasings, labels) in questions.items():
+        answers = np.stack([subject.answer([query] * len(clips)) for query in texts.QUERIES[kind]])
+        classes = None if phrasings is None else class_embeddings(subject.embed_text, phrasings)
+        spread = spread_metrics(answers, classes, None if labels is None else np.array(labels))
+        metrics |= {f"{kind}_{name}": metric for name, metric in spread.items()}
+    return metrics
+
+
 TASKS = {
     "retrieval": retrieval,
     "what_is_it": what_is_it,
     "what_does_it_do": what_does_it_do,
     "vqa": vqa,
 }
+
+# Not of the end of every training run: it asks each question in all its phrasings.
+ON_REQUEST = {"wording": wording}
