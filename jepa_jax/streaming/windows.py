@@ -1,0 +1,77 @@
+"""A sliding window over frames, and its embedding S^_Y."""
+
+import collections
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from jepa_jax.streaming.frames import Frame, NoVideoError
+
+
+class Sees(Protocol):
+    """What watching needs of a model; `inference.Model` is one."""
+
+    def embed_video(self, frames: np.ndarray, query: str | list[str]) -> np.ndarray:
+        """[B, T, H, W, C] uint8 and a query -> S^_Y, [B, E] unit vectors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Consecutive frames [T, H, W, C] uint8 from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    frames: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """A window's embedding [E], and the seconds that it and those of its batch took."""
+
+    start: float
+    end: float
+    embedding: np.ndarray
+    latency: float
+
+    @property
+    def middle(self) -> float:
+        return (self.start + self.end) / 2
+
+
+def slide(frames: Iterable[Frame], size: int, step: int, rate: float) -> Iterator[Window]:
+    """A window of `size` frames every `step` frames; frames are `rate` a second and of one shape.
+
+    Raises:
+      NoVideoError: there are fewer frames than one window takes.
+    """
+    held: collections.deque[Frame] = collections.deque(maxlen=size)
+    seen = 0
+    for frame in frames:
+        held.append(frame)
+        seen += 1
+        if seen >= size and (seen - size) % step == 0:
+            pixels = np.stack([f.pixels for f in held])
+            yield Window(held[0].seconds, held[-1].seconds + 1 / rate, pixels)
+    if seen < size:
+        raise NoVideoError(
+            f"the video gives {seen} frame{'s' * (seen != 1)} at {rate:g} a second, and a window takes {size}: "
+            f"it is too short to be watched; a shorter --window takes frames more often"
+        )
+
+
+def embed(windows: Iterable[Window], model: Sees, query: str, batch: int = 1) -> Iterator[Embedded]:
+    """S^_Y of each window under the query; `batch` windows at a time, 1 for what is live."""
+    windows = iter(windows)
+    while True:
+        some = list(itertools.islice(windows, batch))
+        if not some:
+            return
+        begin = time.perf_counter()
+        embeddings = model.embed_video(np.stack([w.frames for w in some]), query)
+        latency = time.perf_counter() - begin
+        for window, embedding in zip(some, embeddings, strict=True):
+            yield Embedded(window.start, window.end, embedding, latency)
