@@ -124,7 +124,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", default="watched", metavar="DIR")
     parser.add_argument("--window", type=float, default=2.0, metavar="SECONDS", help="what one look takes in")
     parser.add_argument(
-        "--step", type=float, metavar="SECONDS", help="between looks (default: half a window)"
+        "--step", type=float, metavar="SECONDS", help="from look to look (default: window / 2)"
     )
     parser.add_argument("--frames", type=int, metavar="T", help="of a window (default: as in training)")
     parser.add_argument("--batch", type=int, default=1, help="windows at a time; more for files")

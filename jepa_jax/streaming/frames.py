@@ -51,6 +51,8 @@ class _Clock:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.ExitError):  # how PyAV's timeout comes out
+        return f"nothing came for {max(_PATIENCE):g} s"
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -3,6 +3,7 @@
 (Paper, selective decoding.)
 """
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -50,7 +51,7 @@ def decodes(
     embeddings = np.stack([w.embedding for w in windows])
     edges = [0, *cuts(embeddings, min(count, len(windows))), len(windows)]
     found = []
-    for first, end in zip(edges[:-1], edges[1:], strict=True):
+    for first, end in itertools.pairwise(edges):
         start = (windows[first - 1].middle + windows[first].middle) / 2 if first else windows[0].start
         if embedding == "mean":
             middle = (windows[first].middle + windows[end - 1].middle) / 2

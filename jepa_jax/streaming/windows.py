@@ -58,8 +58,8 @@ def slide(frames: Iterable[Frame], size: int, step: int, rate: float) -> Iterato
             yield Window(held[0].seconds, held[-1].seconds + 1 / rate, pixels)
     if seen < size:
         raise NoVideoError(
-            f"the video gives {seen} frame{'s' * (seen != 1)} at {rate:g} a second, and a window takes {size}: "
-            f"it is too short to be watched; a shorter --window takes frames more often"
+            f"the video is too short: it gives {seen} frame{'s' * (seen != 1)} at {rate:g} a second, and a "
+            f"window takes {size}; with a shorter window frames are taken more often"
         )
 
 
