@@ -73,9 +73,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--index", required=True, metavar="DIR", help="what jepa_jax.embed wrote")
     parser.add_argument("--checkpoint", required=True, help="the model that embedded it")
     parser.add_argument("--top", type=int, default=8, help="how many are shown")
-    parser.add_argument(
-        "--kind", choices=("exact", "ivf"), help="of index (default: by the collection's size)"
-    )
+    parser.add_argument("--kind", choices=("exact", "ivf"), help="of index (default: by size)")
     parser.add_argument("--out", default="search.png", metavar="FILE")
     values, overrides = flags.parse(arguments, parser)
     if overrides:

@@ -1,0 +1,57 @@
+"""Windows: which frames, at what time, and that batching changes nothing."""
+
+import numpy as np
+import pytest
+
+from jepa_jax.streaming.frames import NoVideoError, from_arrays
+from jepa_jax.streaming.windows import embed, slide
+
+RATE = 4.0
+
+
+def numbered(count: int):
+    return from_arrays((np.full((3, 5, 3), i, np.uint8) for i in range(count)), RATE)
+
+
+@pytest.mark.parametrize(("size", "step"), [(4, 2), (4, 4), (3, 5), (2, 1)])
+def test_windows_hold_the_frames_of_their_time(size, step):
+    windows = list(slide(numbered(17), size, step, RATE))
+    assert len(windows) == (17 - size) // step + 1
+    for i, window in enumerate(windows):
+        assert window.frames.shape == (size, 3, 5, 3)
+        np.testing.assert_array_equal(window.frames[:, 0, 0, 0], i * step + np.arange(size))
+        assert (window.start, window.end) == (i * step / RATE, (i * step + size) / RATE)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_too_few_frames_are_refused_in_a_sentence(count):
+    with pytest.raises(NoVideoError, match=f"too short: it gives {count} frame.* a window takes 4"):
+        list(slide(numbered(count), 4, 2, RATE))
+
+
+class Counts:
+    def embed_video(self, frames, query):
+        self.largest = max(getattr(self, "largest", 0), len(frames))
+        return frames.mean(axis=(1, 2, 3, 4))[:, None] * [1.0, len(query)]
+
+
+def test_batches_change_neither_order_nor_embeddings():
+    one, many = Counts(), Counts()
+    first = list(embed(slide(numbered(23), 4, 2, RATE), one, "ask", batch=1))
+    second = list(embed(slide(numbered(23), 4, 2, RATE), many, "ask", batch=7))
+    assert (one.largest, many.largest) == (1, 7)
+    assert [(w.start, w.end) for w in first] == [(w.start, w.end) for w in second]
+    np.testing.assert_array_equal([w.embedding for w in first], [w.embedding for w in second])
+    assert first[1].embedding.tolist() == [3.5, 10.5]
+
+
+def test_one_window_at_a_time_waits_for_no_later_frame():
+    taken = []
+
+    def watched():
+        for frame in numbered(100):
+            taken.append(frame)
+            yield frame
+
+    next(embed(slide(watched(), 4, 2, RATE), Counts(), "", batch=1))
+    assert len(taken) == 4
