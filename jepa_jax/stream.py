@@ -10,7 +10,6 @@ SOURCE is a file, a URL (http, rtsp, rtmp, hls) or, with --device, a camera. Tex
 
 import argparse
 import dataclasses
-import logging
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -18,17 +17,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from jepa_jax import flags, inference
-from jepa_jax.data.preprocess import resize_and_crop
 from jepa_jax.inference import Model
 from jepa_jax.streaming import offline
 from jepa_jax.streaming.events import EventLog, read_events
-from jepa_jax.streaming.frames import Frame, NoVideoError, SourceStoppedError, at_rate, open_video
+from jepa_jax.streaming.frames import NoVideoError, SourceStoppedError, open_video
 from jepa_jax.streaming.online import Decode, OnlineConfig, OnlineDecoder, variance
 from jepa_jax.streaming.texts import NearestText, Speaks, Written, read_bank
 from jepa_jax.streaming.timeline import Thinned, Timeline
-from jepa_jax.streaming.windows import Embedded, embed, slide
-
-logger = logging.getLogger(__name__)
+from jepa_jax.streaming.windows import Embedded, look
 
 
 class Latency:
@@ -147,26 +143,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return values
 
 
-def windows_of(
-    values: argparse.Namespace, model: Model, timeline: Timeline
-) -> tuple[Iterator[Embedded], int]:
-    """The embedded windows of the source, and after how many none of the frames is the same."""
-    config = model.config
-    size = config.data.frames if values.frames is None else values.frames
-    rate = size / values.window
-    step = max(1, round((values.window / 2 if values.step is None else values.step) * rate))
-    crop = config.model.x_encoder.image_size
-
-    def prepared(frames: Iterator[Frame]) -> Iterator[Frame]:
-        for frame in frames:
-            pixels = resize_and_crop(frame.pixels[None], config.data.resize, crop)[0]
-            yield dataclasses.replace(frame, pixels=pixels)
-
-    frames = timeline.pass_on(at_rate(open_video(values.video, device=values.device), rate))
-    windows = slide(prepared(frames), size, step, rate)
-    return embed(windows, model, values.query, values.batch), -(-size // step)
-
-
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     values = parse(arguments)
@@ -181,7 +157,9 @@ def main(arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     speak = Written(model) if bank is None else NearestText(model, bank)
     watch = Watch(speak, EventLog(out / "events.jsonl"), Timeline(), Latency(values.batch))
-    windows, renewal = windows_of(values, model, watch.timeline)
+    frames = watch.timeline.pass_on(open_video(values.video, device=values.device))
+    settings = {"window": values.window, "step": values.step, "size": values.frames, "batch": values.batch}
+    windows, renewal = look(model, frames, values.query, **settings)
     stopped = None
     try:
         if values.offline:

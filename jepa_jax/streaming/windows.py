@@ -9,11 +9,15 @@ from typing import Protocol
 
 import numpy as np
 
-from jepa_jax.streaming.frames import Frame, NoVideoError
+from jepa_jax.config import Config
+from jepa_jax.data.preprocess import resize_and_crop
+from jepa_jax.streaming.frames import Frame, NoVideoError, at_rate
 
 
 class Sees(Protocol):
     """What watching needs of a model; `inference.Model` is one."""
+
+    config: Config
 
     def embed_video(self, frames: np.ndarray, query: str | list[str]) -> np.ndarray:
         """[B, T, H, W, C] uint8 and a query -> S^_Y, [B, E] unit vectors."""
@@ -75,3 +79,35 @@ def embed(windows: Iterable[Window], model: Sees, query: str, batch: int = 1) ->
         latency = time.perf_counter() - begin
         for window, embedding in zip(some, embeddings, strict=True):
             yield Embedded(window.start, window.end, embedding, latency)
+
+
+def look(
+    model: Sees,
+    frames: Iterable[Frame],
+    query: str,
+    *,
+    window: float,
+    step: float | None = None,
+    size: int | None = None,
+    batch: int = 1,
+) -> tuple[Iterator[Embedded], int]:
+    """S^_Y of a stream of frames of any size and rate.
+
+    Args:
+      window: what one look takes in, in seconds.
+      step: from look to look, in seconds; half a window where nothing is said.
+      size: frames of a window; as in training where nothing is said.
+      batch: as of `embed`.
+
+    Returns:
+      The windows, and after how many of them none of the frames is the same.
+    """
+    data, crop = model.config.data, model.config.model.x_encoder.image_size
+    size = data.frames if size is None else size
+    rate = size / window
+    stride = max(1, round((window / 2 if step is None else step) * rate))
+    prepared = (
+        dataclasses.replace(frame, pixels=resize_and_crop(frame.pixels[None], data.resize, crop)[0])
+        for frame in at_rate(frames, rate)
+    )
+    return embed(slide(prepared, size, stride, rate), model, query, batch), -(-size // stride)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jepa_jax.streaming.frames import NoVideoError, from_arrays
-from jepa_jax.streaming.windows import embed, slide
+from jepa_jax.streaming.windows import embed, look, slide
+from tests.fake_model import ColourModel
 
 RATE = 4.0
 
@@ -55,3 +56,22 @@ def test_one_window_at_a_time_waits_for_no_later_frame():
 
     next(embed(slide(watched(), 4, 2, RATE), Counts(), "", batch=1))
     assert len(taken) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "starts", "renewal"),
+    [
+        ({}, [0, 0.5, 1, 1.5], 2),
+        ({"step": 0.25}, np.arange(0, 1.51, 0.25), 4),
+        ({"step": 0.35}, np.arange(0, 1.51, 0.25), 4),
+        ({"step": 3.0}, [0], 1),
+    ],
+)
+def test_frames_of_any_size_and_rate_are_looked_at(settings, starts, renewal):
+    """2.4 seconds at 30 a second; windows of 4 frames in one second."""
+    frames = from_arrays((np.full((41, 57, 3), (200, 20, 30), np.uint8) for _ in range(72)), 30)
+    windows, after = look(ColourModel(), frames, "", window=1.0, **settings)
+    windows = list(windows)
+    assert after == renewal
+    np.testing.assert_allclose([w.start for w in windows], starts)
+    np.testing.assert_allclose([w.end - w.start for w in windows], 1)
