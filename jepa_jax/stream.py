@@ -78,7 +78,7 @@ def watch_online(windows: Iterator[Embedded], decoder: OnlineDecoder, watch: Wat
             end = window.end
             watch.latency.add(window.latency)
             decode = decoder(window)
-            watch.timeline.add_novelty(window.end, decoder.novelty)
+            watch.timeline.add_novelty(window.middle, decoder.novelty)
             if decode is not None:
                 watch.say(decode)
     finally:
