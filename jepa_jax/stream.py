@@ -11,6 +11,7 @@ SOURCE is a file, a URL (http, rtsp, rtmp, hls) or, with --device, a camera. Tex
 import argparse
 import dataclasses
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -153,6 +154,13 @@ def main(arguments: list[str]) -> int:
     model = inference.load(values.checkpoint)
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can watch")
+    tubelet = model.config.model.x_encoder.tubelet_size
+    if values.frames is not None and values.frames % tubelet:
+        raise flags.UsageError(
+            f"--frames={values.frames} must be a multiple of the model's tubelet, {tubelet}"
+        )
+    if bank is None and not model.has_decoder:
+        raise flags.UsageError(f"{values.checkpoint} has no decoder to write texts: name a --bank of them")
     out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     speak = Written(model) if bank is None else NearestText(model, bank)
@@ -160,7 +168,7 @@ def main(arguments: list[str]) -> int:
     frames = watch.timeline.pass_on(open_video(values.video, device=values.device))
     settings = {"window": values.window, "step": values.step, "size": values.frames, "batch": values.batch}
     windows, renewal = look(model, frames, values.query, **settings)
-    stopped = None
+    stopped, status = None, 1
     try:
         if values.offline:
             watch_offline(windows, values.segments, values.embedding, watch)
@@ -170,14 +178,14 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError(str(error)) from error
     except SourceStoppedError as error:
         stopped = str(error)
-    except KeyboardInterrupt:
-        stopped = "stopped by Ctrl-C"
+    except KeyboardInterrupt:  # how watching a camera ends
+        stopped, status = "stopped by Ctrl-C", 128 + signal.SIGINT
     finally:
         watch.events.close()
     summarise(values, watch, out)
     if stopped is not None:
         print(f"error: {stopped}; what was found until then is in {out}", file=sys.stderr)
-        return 1
+        return status
     return 0
 
 

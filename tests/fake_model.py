@@ -22,6 +22,8 @@ config = dataclasses.replace(
 class ColourModel(Model):
     """S^_Y is the direction of a video's mean colour, S_Y that of the colour a text names."""
 
+    has_decoder = True
+
     def __init__(self):
         super().__init__(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), config)
 

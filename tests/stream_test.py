@@ -67,7 +67,7 @@ def test_a_url_is_watched_like_a_file(watch, folder):
     check(events)
 
 
-@pytest.mark.parametrize("more", [(), ("--offline", "--segments=2")])
+@pytest.mark.parametrize("more", [(), ("--batch=7",), ("--offline", "--segments=2")])
 def test_a_source_that_stops_is_said_and_what_was_found_is_kept(watch, folder, monkeypatch, tmp_path, more):
     def unplugged(source, **_):
         for frame in real(source):
@@ -83,6 +83,26 @@ def test_a_source_that_stops_is_said_and_what_was_found_is_kept(watch, folder, m
     assert 4 < events[-1]["end"] <= 5.2
     assert (tmp_path / "timeline.png").exists()
     assert "three.mp4 stopped after 5.0 s: No such device; what was found until then is in" in printed.err
+
+
+def test_a_model_without_a_decoder_asks_for_a_bank(watch, folder, monkeypatch):
+    monkeypatch.setattr(ColourModel, "has_decoder", False)
+    status, _, printed = watch(folder / "three.mp4")
+    assert status == 2
+    assert "has no decoder to write texts: name a --bank of them" in printed.err
+
+
+def test_ctrl_c_ends_a_camera_and_keeps_what_was_found(watch, folder, monkeypatch):
+    def camera(source, **_):
+        yield from real(source)
+        raise KeyboardInterrupt
+
+    real = stream.open_video
+    monkeypatch.setattr(stream, "open_video", camera)
+    status, events, printed = watch(folder / "three.mp4")
+    assert status == 130
+    check(events)
+    assert "error: stopped by Ctrl-C" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -108,6 +128,7 @@ def test_what_cannot_be_watched_is_one_sentence(watch, folder, name, message):
         (("--segments=3",), "--offline and --segments=N go together"),
         (("--window=0",), "--window=0.0 must be above 0"),
         (("--step=-1",), "--step=-1.0 must be above 0"),
+        (("--frames=6",), "--frames=6 must be a multiple of the model's tubelet, 4"),
         (("--threshold=2",), "threshold=2.0 must lie between 0 and 1"),
         (("--bank=nowhere.txt",), "--bank=nowhere.txt: no such file"),
         (("--config.seed=1",), "no --config flags here"),

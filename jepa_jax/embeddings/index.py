@@ -20,7 +20,7 @@ _EXACT_NUMBERS = 10**8
 # Vectors to a cluster that its centre is learnt from: FAISS asks for 39 to 256.
 _TRAINING_PER_CLUSTER = 64
 # The share of the clusters that a search looks into.
-_PROBED = 1 / 64
+_PROBED = 1 / 16
 
 
 def _faiss():

@@ -136,7 +136,7 @@ def write_part(
     table = pa.table(columns).replace_schema_metadata({_OF: _digest(manifest), _LEFT_OUT: lacking})
     path = part_path(folder, part)
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=["name"])
+    pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_page_checksum=True)
     temporary.replace(path)
 
 
@@ -151,10 +151,23 @@ def missing_parts(folder: pathlib.Path, manifest: Manifest) -> list[int]:
     return [part for part in range(manifest.parts) if not is_finished(folder, part, manifest)]
 
 
+def _read(folder: pathlib.Path, part: int, columns: list[str]) -> pa.Table:
+    """Columns of a finished part.
+
+    Raises:
+      UsageError: its bytes are not those that were written.
+    """
+    path = part_path(folder, part)
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UsageError(f"{path} is damaged: delete it and run jepa_jax.embed again") from error
+
+
 def embeddings_of(folder: pathlib.Path, manifest: Manifest) -> Iterator[np.ndarray]:
     """The embeddings [rows, E] float32 of each part in turn, so that one part is in memory."""
     for part in range(manifest.parts):
-        column = pq.read_table(part_path(folder, part), columns=["embedding"])["embedding"]
+        column = _read(folder, part, ["embedding"])["embedding"]
         flat = column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
         yield flat.to_numpy(zero_copy_only=False).reshape(-1, manifest.size)
 
@@ -182,7 +195,6 @@ class Rows:
     def __getitem__(self, place: int) -> Row:
         part = int(np.searchsorted(self._ends, place, side="right"))
         first = self._ends[part - 1] if part else 0
-        columns = ["row", "name", "metadata"]
-        table = pq.read_table(part_path(self._folder, part), columns=columns)
+        table = _read(self._folder, part, ["row", "name", "metadata"])
         found = table.slice(place - int(first), 1).to_pylist()[0]
         return Row(found["row"], found["name"], json.loads(found["metadata"]))

@@ -68,17 +68,27 @@ def slide(frames: Iterable[Frame], size: int, step: int, rate: float) -> Iterato
 
 
 def embed(windows: Iterable[Window], model: Sees, query: str, batch: int = 1) -> Iterator[Embedded]:
-    """S^_Y of each window under the query; `batch` windows at a time, 1 for what is live."""
+    """S^_Y of each window under the query; `batch` windows at a time, 1 for what is live.
+
+    Where the windows end in an error, those that came before it are embedded first.
+    """
     windows = iter(windows)
-    while True:
-        some = list(itertools.islice(windows, batch))
-        if not some:
+    failure = None
+    while failure is None:
+        some: list[Window] = []
+        try:
+            some.extend(itertools.islice(windows, batch))  # what was taken before an error stays
+        except Exception as error:
+            failure = error
+        if some:
+            begin = time.perf_counter()
+            embeddings = model.embed_video(np.stack([w.frames for w in some]), query)
+            latency = time.perf_counter() - begin
+            for window, embedding in zip(some, embeddings, strict=True):
+                yield Embedded(window.start, window.end, embedding, latency)
+        elif failure is None:
             return
-        begin = time.perf_counter()
-        embeddings = model.embed_video(np.stack([w.frames for w in some]), query)
-        latency = time.perf_counter() - begin
-        for window, embedding in zip(some, embeddings, strict=True):
-            yield Embedded(window.start, window.end, embedding, latency)
+    raise failure
 
 
 def look(

@@ -55,6 +55,20 @@ def test_unfinished_damaged_and_foreign_parts_are_missing(tmp_path):
     assert table.missing_parts(tmp_path, MANIFEST) == [0, 2]
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+    table.open_folder(tmp_path, MANIFEST)
+    for part in range(3):
+        write(tmp_path, part)
+    path = table.part_path(tmp_path, 1)
+    content = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(2)
+    assert column.path_in_schema.startswith("embedding")
+    content[column.data_page_offset + column.total_compressed_size - 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="is damaged: delete it"):
+        list(table.embeddings_of(tmp_path, MANIFEST))
+
+
 def test_a_folder_of_other_embeddings_is_refused(tmp_path):
     table.open_folder(tmp_path, MANIFEST)
     table.open_folder(tmp_path, MANIFEST)
