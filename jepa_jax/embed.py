@@ -23,7 +23,7 @@ from tqdm import tqdm
 from jepa_jax import distributed, flags, inference
 from jepa_jax.checkpoint import fingerprint
 from jepa_jax.embeddings import table
-from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOut, Prepared, read_ahead
+from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOut, read_ahead
 from jepa_jax.embeddings.table import Manifest
 from jepa_jax.inference import Model
 from jepa_jax.sharding import make_mesh
@@ -47,9 +47,6 @@ def on_every_device(model: Model) -> Model:
 
 def embed_part(model: Model, collection: Collection, folder: pathlib.Path, part: int, manifest: Manifest):
     """Embed a part's rows and write it.
-
-    Args:
-      collection: as the model takes its frames.
 
     Returns:
       What had to be left out, list[LeftOut].
@@ -135,7 +132,7 @@ def main(arguments: list[str]) -> int:
     )
     out = pathlib.Path(values.out)
     with jax.set_mesh(make_mesh(devices=jax.local_devices())):
-        embed(on_every_device(loaded), Prepared(collection, config), out, manifest)
+        embed(on_every_device(loaded), collection, out, manifest)
     with distributed.main_first():  # all are done when the first has seen the last
         pass
     if distributed.is_main():

@@ -31,7 +31,7 @@ class Colours:
             return LeftOut(f"clip {index}", "media truncated")
         colour = list(COLOURS)[index % 3]
         rng = np.random.default_rng(index)
-        noise = rng.integers(-20, 20, (2 * FRAMES, SIZE + 7, SIZE + 2, 3))
+        noise = rng.integers(-20, 20, (FRAMES, SIZE, SIZE, 3))
         frames = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
         return Item(f"clip {index}", frames, {"texts": [f"it is {colour}"]})
 

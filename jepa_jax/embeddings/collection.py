@@ -14,7 +14,8 @@ from jepa_jax.data.preprocess import resize_and_crop, sample_frames
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A video: its unique name, frames [T, H, W, C] uint8, and what else is known, plain enough for JSON."""
+    """A video: its unique name, frames [T, H, W, C] uint8 as the model takes them, and what else is known,
+    plain enough for JSON."""
 
     name: str
     frames: np.ndarray
@@ -41,35 +42,19 @@ class DatasetCollection:
     """A split of a TFDS dataset of frames."""
 
     def __init__(self, config: Config, dataset: str, split: str):
-        data = dataclasses.replace(config.data, dataset=dataset, split=split)
-        self._source = pipeline.open_source(data)
+        self._data = dataclasses.replace(config.data, dataset=dataset, split=split)
+        self._crop = config.model.x_encoder.image_size
+        self._source = pipeline.open_source(self._data)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Item | LeftOut:
         record = self._source[index]
+        frames = sample_frames(np.asarray(record["frames"]), self._data.frames)
+        frames = resize_and_crop(frames, self._data.resize, self._crop)
         texts = [target for _, _, target in pipeline.pairs_of(record)]
-        return Item(pipeline.text(record["id"]), np.asarray(record["frames"]), {"texts": texts})
-
-
-class Prepared:
-    """A collection with frames as a model takes them: `data.frames` of them, resized and cropped."""
-
-    def __init__(self, collection: Collection, config: Config):
-        self._collection = collection
-        self._data = config.data
-        self._crop = config.model.x_encoder.image_size
-
-    def __len__(self) -> int:
-        return len(self._collection)
-
-    def __getitem__(self, index: int) -> Item | LeftOut:
-        item = self._collection[index]
-        if isinstance(item, LeftOut):
-            return item
-        frames = sample_frames(item.frames, self._data.frames)
-        return dataclasses.replace(item, frames=resize_and_crop(frames, self._data.resize, self._crop))
+        return Item(pipeline.text(record["id"]), frames, {"texts": texts})
 
 
 def read_ahead(collection: Collection, rows: Sequence[int], threads: int) -> Iterator[Item | LeftOut]:
