@@ -1,6 +1,6 @@
 """Embed a collection of videos, for `python -m jepa_jax.search`.
 
-    python -m jepa_jax.embed --checkpoint=DIR --dataset=NAME [--split=NAME] --out=DIR
+    python -m jepa_jax.embed --checkpoint=DIR --dataset=NAME|--path=FOLDER [--split=NAME] --out=DIR
 
 Writes Parquet parts. Killed at any moment, the same command goes on with what is missing, and the
 result is the same. Every device of a host takes its share of each batch; several hosts, started with the
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from jepa_jax import distributed, flags, inference
 from jepa_jax.checkpoint import fingerprint
+from jepa_jax.config import DatasetConfig
 from jepa_jax.embeddings import table
 from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOut, read_ahead
 from jepa_jax.embeddings.table import Manifest
@@ -96,7 +97,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line's values."""
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a work directory or a checkpoint in it")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="of TFDS")
+    collection = parser.add_mutually_exclusive_group(required=True)
+    collection.add_argument("--dataset", metavar="NAME", help="of TFDS")
+    collection.add_argument("--path", metavar="FOLDER", help="any that data.path takes")
     parser.add_argument("--split", default="train")
     parser.add_argument("--query", default="describe the clip", help="what is asked about each video")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -119,10 +122,10 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can embed")
     config = loaded.config
     with flags.as_usage_errors(ValueError), distributed.main_first():
-        collection = DatasetCollection(config, values.dataset, values.split)
+        where = {"dataset": values.dataset, "path": values.path, "split": values.split}
+        collection = DatasetCollection(config, DatasetConfig(**where, data_dir=config.data.data_dir))
     manifest = Manifest(
-        dataset=values.dataset,
-        split=values.split,
+        **where,
         query=values.query,
         model=checksum(loaded),
         frames=config.data.frames,

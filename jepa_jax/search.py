@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jepa_jax import flags, inference
+from jepa_jax.config import DatasetConfig
 from jepa_jax.embed import checksum
 from jepa_jax.embeddings import index as indexing
 from jepa_jax.embeddings import table
@@ -111,7 +112,10 @@ def main(arguments: list[str]) -> int:
     print(format_table(hits))
     print(f"{len(rows):,} videos searched in {1e3 * spent:.1f} ms")
     with flags.as_usage_errors(ValueError):
-        collection = DatasetCollection(model.config, manifest.dataset, manifest.split)
+        where = {"dataset": manifest.dataset, "path": manifest.path, "split": manifest.split}
+        collection = DatasetCollection(
+            model.config, DatasetConfig(**where, data_dir=model.config.data.data_dir)
+        )
     items = [(score, row, collection[row.row]) for score, row in hits]
     seen = [(score, row, item.frames) for score, row, item in items if not isinstance(item, LeftOut)]
     if seen:

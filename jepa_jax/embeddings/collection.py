@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from jepa_jax.config import Config
-from jepa_jax.data import pipeline
-from jepa_jax.data.preprocess import resize_and_crop, sample_frames
+from jepa_jax.config import Config, DatasetConfig
+from jepa_jax.data.decode import read_frames
+from jepa_jax.data.records import BadRecordError, Limits
+from jepa_jax.data.sources import open_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,22 +40,26 @@ class Collection(Protocol):
 
 
 class DatasetCollection:
-    """A split of a TFDS dataset of frames."""
+    """A dataset's split, from whatever source."""
 
-    def __init__(self, config: Config, dataset: str, split: str):
-        self._data = dataclasses.replace(config.data, dataset=dataset, split=split)
+    def __init__(self, config: Config, dataset: DatasetConfig):
+        self._data = config.data
         self._crop = config.model.x_encoder.image_size
-        self._source = pipeline.open_source(self._data)
+        self._limits = Limits.of(config.data)
+        self._source = open_source(dataset, self._limits)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Item | LeftOut:
-        record = self._source[index]
-        frames = sample_frames(np.asarray(record["frames"]), self._data.frames)
-        frames = resize_and_crop(frames, self._data.resize, self._crop)
-        texts = [target for _, _, target in pipeline.pairs_of(record)]
-        return Item(pipeline.text(record["id"]), frames, {"texts": texts})
+        try:
+            record = self._source[index]
+            fit = {"resize": self._data.resize, "crop": self._crop, "name": record.name}
+            frames = read_frames(record.media, self._data.frames, limits=self._limits, **fit)
+        except BadRecordError as error:
+            return LeftOut(error.name, f"{error.cause} ({error.detail})" if error.detail else error.cause)
+        texts = [target for pair in record.pairs for target in pair.targets]
+        return Item(record.name, frames, {**record.metadata, "texts": texts})
 
 
 def read_ahead(collection: Collection, rows: Sequence[int], threads: int) -> Iterator[Item | LeftOut]:

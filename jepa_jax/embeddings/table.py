@@ -28,7 +28,7 @@ class Manifest:
     """All that the rows depend on: the same one, the same bytes.
 
     Attributes:
-      dataset, split: the collection.
+      dataset, path, split: the collection: a dataset's name or a folder.
       query: what the model was asked about each video.
       model: a checksum of its parameters.
       frames: of each video.
@@ -37,7 +37,8 @@ class Manifest:
       part_rows: rows of the collection to a part.
     """
 
-    dataset: str
+    dataset: str | None
+    path: str | None
     split: str
     query: str
     model: str

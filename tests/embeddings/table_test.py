@@ -13,7 +13,9 @@ from jepa_jax.embeddings.collection import LeftOut
 from jepa_jax.embeddings.table import Manifest, Row, Rows
 from jepa_jax.flags import UsageError
 
-MANIFEST = Manifest(dataset="d", split="s", query="q", model="m", frames=4, size=3, rows=11, part_rows=5)
+MANIFEST = Manifest(
+    dataset="d", path=None, split="s", query="q", model="m", frames=4, size=3, rows=11, part_rows=5
+)
 EMBEDDINGS = np.random.default_rng(0).standard_normal((11, 3)).astype(np.float32)
 
 
