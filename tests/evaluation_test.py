@@ -158,7 +158,7 @@ def test_retrieval_of_any_data_is_over_distinct_answers():
 
 
 def test_only_the_default_data_s_clips_have_its_tasks(clips):
-    assert evaluate.tasks_of(clips) is TASKS
+    assert evaluate.tasks_of(clips) is evaluate.OWN_TASKS
     assert list(evaluate.tasks_of([Clip("", "", "", clips[0].pairs)])) == ["retrieval"]
 
 

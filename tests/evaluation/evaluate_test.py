@@ -138,8 +138,8 @@ def test_pictures_and_animations_are_loaded_by_time(tmp_path):
     clip = load(tmp_path / "clip.webp", 1.0, 2.0)
     assert set(np.unique(clip)) == {100, 150}
     assert clip.shape == (config.data.frames, size, size, 3)
-    with pytest.raises(ValueError, match=r"span outside the media: 3.5 to 4 of 3.00 s"):
+    with pytest.raises(ValueError, match="span outside the media"):
         load(tmp_path / "clip.webp", 3.5, 4)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
-    with pytest.raises(OSError, match="cannot identify"):
+    with pytest.raises(ValueError, match="media not decodable"):
         load(tmp_path / "broken.png", None, None)
