@@ -12,14 +12,14 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import contextlib
 import pathlib
-import signal
 import sys
+from functools import partial
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jepa_jax import distributed, evaluate, flags
+from jepa_jax import distributed, evaluate, flags, loop
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import Config
 from jepa_jax.data import pipeline
@@ -27,33 +27,10 @@ from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
-from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
-from jepa_jax.sharding import make_mesh, shard_global_batch
+from jepa_jax.metrics import NotFiniteError, plot_loss, write_atomically
+from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, from_items, init_state, to_items
 from jepa_jax.step import jit_train_step
-
-
-class _StopFlag:
-    """Set by SIGTERM and SIGINT; the loop looks at it between steps. A second signal kills.
-
-    Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all.
-    """
-
-    def __init__(self):
-        self.signal: int | None = None
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._set)
-
-    def look(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if distributed.asked_to_stop(step):
-            self.signal = signal.SIGTERM
-        return self.signal is not None
-
-    def _set(self, number, _):
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
 
 
 def open_data(config: Config, mesh: Mesh):
@@ -92,7 +69,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         be written, or it has checkpoints and none is whole.
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
     """
-    stop = _StopFlag()
+    stop = loop.StopFlag()
     if jax.config.jax_compilation_cache_dir is None:
         # A run that goes on does not compile again; several hosts read what the first wrote.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
@@ -125,35 +102,15 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             state = from_items(items, config)
             if distributed.is_main():
                 print(f"resuming from step {start} of {config.steps}")
-        step_fn = jit_train_step(template)
+        step_fn = partial(jit_train_step(template), graphdef=graphdef, config=config)
         iterator = pipeline.iterate(dataset, config.data, data_state)
-        log = RunLog(workdir, config, start, write=distributed.is_main())
-        unlogged = None
-        with contextlib.closing(log):
-            for step in range(start + 1, config.steps + 1):
-                with log.data_wait():
-                    batch = shard_global_batch(next(iterator), mesh)
-                state, metrics = step_fn(state, batch, graphdef=graphdef, config=config)
-                # Step N is under way before step N - 1 is read, so the device never waits for us.
-                if unlogged:
-                    log.step(*unlogged)
-                unlogged = (step, metrics)
-                stopping = stop.look(step)
-                if step % config.checkpoint.every and step < config.steps and not stopping:
-                    continue
-                scores = log.step(*unlogged)  # raises before a state that is not finite is saved
-                unlogged = None
-                if validation:
-                    recall = validation(nnx.merge(graphdef, state.trained, state.frozen))
-                    log.write(step, recall)
-                    scores |= recall
-                checkpointer.save(step, to_items(state), iterator.get_state(), scores)
-                if stopping and step < config.steps:
-                    checkpointer.wait()
-                    if distributed.is_main():
-                        print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
-                    return 128 + stop.signal
-        checkpointer.wait()
+        score = None
+        if validation:
+            score = lambda state: validation(nnx.merge(graphdef, state.trained, state.frozen))
+        machinery = {"mesh": mesh, "checkpointer": checkpointer, "stop": stop, "score": score}
+        state, done = loop.run_steps(step_fn, state, iterator, start, config, workdir, **machinery)
+        if not done:
+            return 128 + stop.signal
         if distributed.is_main():
             plot_loss(workdir)
         if config.eval.splits:
@@ -182,25 +139,6 @@ _FREE_TO_CHANGE = {
 }
 
 
-def check_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Raise UsageError where the work directory holds a run of another config."""
-    file = workdir / "config.json"
-    if not file.exists():
-        return
-    old = flags.flatten(flags.config_from_json(file.read_text(), str(file)))
-    new = flags.flatten(config)
-    changed = [
-        f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in _FREE_TO_CHANGE
-    ]
-    if changed:
-        raise flags.UsageError(
-            f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
-            f"{'; ...' if len(changed) > 3 else ''}): name another --workdir"
-        )
-
-
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
@@ -210,7 +148,7 @@ def main(arguments: list[str]) -> int:
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
     workdir = pathlib.Path(values.workdir or f"runs/{config.name}").absolute()
-    check_workdir(config, workdir)
+    loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     distributed.initialize(values)
     try:
         with distributed.ending_together(workdir):

@@ -5,6 +5,7 @@ mistyped field never trains with a default. Checks across fields stand in `__pos
 """
 
 from jepa_jax.config.data import DataConfig
+from jepa_jax.config.decoder import DecoderConfig
 from jepa_jax.config.model import (
     BertConfig,
     LlamaConfig,
@@ -14,6 +15,7 @@ from jepa_jax.config.model import (
     YEncoderConfig,
 )
 from jepa_jax.config.run import (
+    AdamWConfig,
     CheckpointConfig,
     Config,
     EvalConfig,
@@ -25,10 +27,12 @@ from jepa_jax.config.run import (
 from jepa_jax.config.types import Remat
 
 __all__ = [
+    "AdamWConfig",
     "BertConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DecoderConfig",
     "EvalConfig",
     "InitConfig",
     "LearningRateFactors",

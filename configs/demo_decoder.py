@@ -1,0 +1,33 @@
+"""The demo's decoder: the texts of emoji in motion from their embeddings, in minutes on a laptop CPU.
+
+    python -m jepa_jax.train_decoder --config=configs/demo_decoder.py --checkpoint=runs/demo
+    python -m jepa_jax.evaluate --checkpoint=runs/demo --task=decode
+
+Expected: TODO
+"""
+
+from jepa_jax.config import AdamWConfig, CheckpointConfig, DecoderConfig, LlamaConfig
+
+config = DecoderConfig(
+    name="demo_decoder",
+    llama=LlamaConfig(
+        vocab_size=1024,
+        width=128,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_size=32,
+        mlp_width=256,
+        rope_theta=10_000.0,
+        causal=True,
+    ),
+    prefix_tokens=4,
+    max_length=16,
+    noise=0.7,
+    optim=AdamWConfig(
+        learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, weight_decay=0.01
+    ),
+    checkpoint=CheckpointConfig(every=250, best_metric="loss"),
+    steps=1500,
+    batch_size=256,
+)
