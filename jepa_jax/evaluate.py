@@ -3,7 +3,8 @@
     python -m jepa_jax.evaluate --checkpoint=DIR [--task=NAME]
 
 DIR is a work directory, one checkpoint in it, or a whole converted model. Without a task it runs all
-of the run's own. It prints a table and writes DIR/eval/TASK.json.
+of the run's own, those that write text if the model has a decoder. It prints a table and writes
+DIR/eval/TASK.json.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from jepa_jax.metrics import write_atomically
 from jepa_jax.models.vl_jepa import VLJEPA
 
 CONTROLS = ("untrained", "shuffled")
+ALL_TASKS = emoji_motion.TASKS | emoji_motion.TEXT_TASKS
 
 
 class Validation:
@@ -74,9 +76,7 @@ def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:
             "shuffled": Subject(model, shuffle_in_time(frames, model.config.seed)),
         }
         for task in tasks:
-            found = {
-                who: emoji_motion.TASKS[task](subject, clips, config) for who, subject in subjects.items()
-            }
+            found = {who: ALL_TASKS[task](subject, clips, config) for who, subject in subjects.items()}
             for name, metric in (found["value"] or {}).items():
                 controls = {who: found[who][name]["value"] for who in CONTROLS}
                 results[task][f"{split}/{name}"] = {**metric, **controls}
@@ -84,14 +84,14 @@ def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:
 
 
 def format_table(results: dict[str, dict[str, dict]]) -> str:
-    """The closing table: one row a metric, percentages but for ranks."""
+    """The closing table: one row a metric, percentages but for ranks and CIDEr."""
     header = ("task", "split / metric", "model", "chance", "untrained", "shuffled", "n")
     rows = []
     for task, metrics in results.items():
         for name, metric in metrics.items():
-            percent = "rank" not in name
+            percent = "rank" not in name and "cider" not in name
             cells = [metric[k] for k in ("value", "chance", *CONTROLS)]
-            shown = [f"{100 * c:.1f}%" if percent else f"{c:.1f}" for c in cells]
+            shown = [f"{100 * c:.1f}%" if percent else f"{c:.2f}" for c in cells]
             rows.append((task, name, *shown, str(metric["n"])))
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
@@ -138,13 +138,13 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a work directory or a checkpoint in it")
-    parser.add_argument("--task", help=f"one of {', '.join(emoji_motion.TASKS)} (default: all)")
+    parser.add_argument("--task", help=f"one of {', '.join(ALL_TASKS)} (default: all)")
     parser.add_argument("--split", help="one split (default: those of the run's config)")
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
-    if values.task is not None and values.task not in emoji_motion.TASKS:
-        raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(emoji_motion.TASKS)}")
+    if values.task is not None and values.task not in ALL_TASKS:
+        raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(ALL_TASKS)}")
     model = inference.load(values.checkpoint)
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can be evaluated")
@@ -154,7 +154,8 @@ def main(arguments: list[str]) -> int:
         config = model.config
         splits = dataclasses.replace(config.eval, splits=(values.split,))
         model.config = dataclasses.replace(config, eval=splits)
-    tasks = list(emoji_motion.TASKS) if values.task is None else [values.task]
+    every = ALL_TASKS if model.has_decoder else emoji_motion.TASKS
+    tasks = list(every) if values.task is None else [values.task]
     evaluate(model, workdir, tasks)
     return 0
 

@@ -7,9 +7,10 @@ from jepa_jax.config import EvalConfig
 from jepa_jax.data.emoji_motion import texts
 from jepa_jax.data.emoji_motion.scene import MOTIONS
 from jepa_jax.data.emoji_motion.things import THINGS
+from jepa_jax.evaluation.captions import caption_metrics, share
 from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
 from jepa_jax.evaluation.clips import Clip, Subject
-from jepa_jax.evaluation.retrieval import retrieval_metrics
+from jepa_jax.evaluation.retrieval import ranks, retrieval_metrics
 
 NAMES = [thing.name for thing in THINGS]
 
@@ -89,9 +90,34 @@ def vqa(subject: Subject, clips: list[Clip], _: EvalConfig):
     return metrics
 
 
+def decode(subject: Subject, clips: list[Clip], config: EvalConfig):
+    """The captions that the decoder writes, over the clips that `retrieval` is measured on.
+
+    `named` is the share whose thing and motion are both right, of clips that find their own caption among
+    all; `named_of_all` of all clips. Chance is that of a pair taken at random.
+    """
+    if not all(clip.motion for clip in clips):
+        return None
+    index, video, text = caption_embeddings(subject, clips, config.retrieval_clips)
+    found = ranks(video, text, np.eye(len(index), dtype=bool)) == 1
+    written = subject.decode(video)
+    shown = [clips[i] for i in index]
+    pairs = zip(written, shown, strict=True)
+    right = np.array([texts.named(said) == (clip.thing, clip.motion) for said, clip in pairs])
+    chance = 1 / (len(NAMES) * len(MOTIONS))
+    references = [texts.caption_phrasings(clip.thing, clip.motion, clip.second) for clip in shown]
+    return {
+        "named": share(right[found], chance),
+        "named_of_all": share(right, chance),
+        **caption_metrics(written, references),
+    }
+
+
 TASKS = {
     "retrieval": retrieval,
     "what_is_it": what_is_it,
     "what_does_it_do": what_does_it_do,
     "vqa": vqa,
 }
+# Those of models that have a decoder.
+TEXT_TASKS = {"decode": decode}
