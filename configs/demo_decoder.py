@@ -25,9 +25,9 @@ config = DecoderConfig(
     max_length=16,
     noise=0.7,
     optim=AdamWConfig(
-        learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, weight_decay=0.01
+        learning_rate=2e-3, schedule="cosine", warmup_steps=30, final_fraction=0.02, weight_decay=0.01
     ),
     checkpoint=CheckpointConfig(every=250, best_metric="loss"),
-    steps=1500,
-    batch_size=256,
+    steps=600,
+    batch_size=192,
 )

@@ -86,6 +86,15 @@ def train_step(
     return dataclasses.replace(state, step=state.step + 1, trained=trained, optimizer=optimizer), metrics
 
 
+@functools.partial(jax.jit, static_argnames=("config", "embedding_size"))
+def _draw(config: DecoderConfig, embedding_size: int) -> TrainState:
+    return init_state(config, embedding_size)[1]
+
+
+# The old state's memory is the new state's.
+_jitted_step = jax.jit(train_step, static_argnames=("graphdef", "config"), donate_argnames="state")
+
+
 def open_init(config: DecoderConfig) -> parts.Part | None:
     """The converted language model that `config.init` names.
 
@@ -154,7 +163,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) 
             restored = checkpointer.restore_latest(to_items(template))
             if restored is None:
                 start, data_state = 0, None
-                state = jax.jit(lambda: init_state(config, size)[1], out_shardings=everywhere)()
+                state = jax.device_put(_draw(config, size), everywhere)
                 if part is not None:
                     model_params = state.trained["language_model"]
                     read = part.read(dict.fromkeys(part.shapes, everywhere))
@@ -165,8 +174,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) 
                 if distributed.is_main():
                     print(f"resuming from step {start} of {config.steps}")
         y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
-        step = jax.jit(train_step, static_argnames=("graphdef", "config"), donate_argnames="state")
-        step_fn = functools.partial(step, y_encoder=y_encoder, graphdef=graphdef, config=config)
+        step_fn = functools.partial(_jitted_step, y_encoder=y_encoder, graphdef=graphdef, config=config)
         iterator = pipeline.iterate(dataset, model.config.data, data_state)
         machinery = {"mesh": mesh, "checkpointer": checkpointer, "stop": stop}
         _, done = loop.run_steps(step_fn, state, iterator, start, config, workdir, **machinery)
