@@ -112,18 +112,15 @@ class Model:
                 f"this model has no decoder to write text with: train one with python -m "
                 f"jepa_jax.train_decoder --checkpoint={self.home or 'RUN'}, or give candidate texts"
             )
-        size = self.config.model.embedding_size
         options = {"run_step": self.step, "batch_size": self._batch_size}
-        return load_decoder(self._decoder, size, **options)
+        return load_decoder(self._decoder, self.config.model.embedding_size, **options)
 
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
-        return in_batches(
-            function, self._state, self._graphdef, self._batch_size, *arrays, devices=self._devices
-        )
+        places = self._state, self._graphdef, self._batch_size
+        return in_batches(function, *places, *arrays, devices=self._devices)
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
-        """Visual tokens S_V, to be asked about as often as one likes: [B, T, H, W, C] uint8 RGB ->
-        [B, N, D]."""
+        """Visual tokens S_V, to ask about as often as one likes: [B, T, H, W, C] uint8 -> [B, N, D]."""
         check_frames(frames)
         return self._batched(_encode, frames)
 
@@ -164,9 +161,8 @@ class Model:
         if not texts:
             raise ValueError("nothing to embed: the list of texts is empty")
         tokenizer = self._tokenizers[1]
-        return self._batched(
-            _embed_text, *tokenizer.batch(texts, padded_length(tokenizer, texts, self._lengths[1]))
-        )
+        length = padded_length(tokenizer, texts, self._lengths[1])
+        return self._batched(_embed_text, *tokenizer.batch(texts, length))
 
     def classify(
         self,
@@ -280,8 +276,7 @@ def load(directory: str | pathlib.Path, decoder: str | pathlib.Path | None = Non
       decoder: where `python -m jepa_jax.train_decoder` wrote a decoder, if not to DIR/decoder.
 
     Returns:
-      A `Model`; for converted weights of one part, `part_models.XEncoderModel`, `YEncoderModel` or
-      `LlamaModel`.
+      A `Model`; for one converted part, `part_models.XEncoderModel`, `YEncoderModel` or `LlamaModel`.
 
     Raises:
       UsageError: there is no checkpoint, or none is whole.
