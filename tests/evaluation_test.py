@@ -170,7 +170,7 @@ def test_what_is_written_is_judged_by_thing_and_motion_whatever_the_phrasing(cli
         assert metrics[name]["value"] == 1
     # What an embedding tells does not depend on what is written.
     alone = [clip for clip in clips if not clip.second]
-    assert decode(Writer(alone, lambda _: "a"), alone, config)["nearest_named"]["value"] > 0.97
+    assert decode(Writer(alone, lambda _: "a"), alone, config)["nearest_named"]["value"] > 0.9
     assert metrics["named"]["chance"] == pytest.approx(1 / (120 * 9))
     assert metrics["cider"]["value"] > 4 > 2 > metrics["cider"]["chance"]
     mixed = lambda clip: f"here {texts.with_article(clip.thing)} {texts.motion_phrasings(clip.motion)[2]}"
