@@ -156,6 +156,8 @@ def main(arguments: list[str]) -> int:
         model.config = dataclasses.replace(config, eval=splits)
     every = ALL_TASKS if model.has_decoder else emoji_motion.TASKS
     tasks = list(every) if values.task is None else [values.task]
+    if emoji_motion.TEXT_TASKS.keys() & set(tasks):
+        _ = model.decoder  # what is wrong with it comes out before the other tasks run
     evaluate(model, workdir, tasks)
     return 0
 

@@ -16,7 +16,7 @@ from flax import nnx
 import jepa_jax
 from jepa_jax import config as c
 from jepa_jax import decoder as decoders
-from jepa_jax import flags, loop, parts, train_decoder
+from jepa_jax import evaluate, flags, loop, parts, train_decoder
 from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.data.tokenizer import load_decoder_tokenizer
 from jepa_jax.models.y_decoder import YDecoder
@@ -149,6 +149,13 @@ def test_without_a_decoder_the_command_that_makes_one_is_named(trained, tmp_path
     command = f"python -m jepa_jax.train_decoder --checkpoint={trained}"
     with pytest.raises(flags.UsageError, match=command):
         model.caption(np.zeros((1, 4, 32, 32, 3), np.uint8))
+
+
+def test_the_task_that_writes_needs_a_decoder(trained, tmp_path, capsys):
+    for name in ("config.json", "checkpoints"):
+        (tmp_path / name).symlink_to(trained / name)
+    assert flags.run(evaluate.main, [f"--checkpoint={tmp_path}", "--task=decode"]) == 2
+    assert f"jepa_jax.train_decoder --checkpoint={tmp_path}" in capsys.readouterr().err
 
 
 def test_settings_out_of_range_are_refused(trained):
