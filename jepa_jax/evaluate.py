@@ -4,9 +4,9 @@
     python -m jepa_jax.evaluate --checkpoint=DIR --task=NAME --annotations=PATH --media=FOLDER
 
 DIR is a work directory, one checkpoint in it, or a converted model. The first form runs the tasks of
-the default data, all or one; the second a benchmark of the paper from its official annotation files
-(docs/evaluation.md names them). Both print a table and write DIR/eval/TASK.json; what a benchmark lacks
-is in DIR/eval/TASK.missing.json.
+the default data, all (those that write text if the model has a decoder) or one; the second a benchmark
+of the paper from its official annotation files (docs/evaluation.md names them). Both print a table and
+write DIR/eval/TASK.json; what a benchmark lacks is in DIR/eval/TASK.missing.json.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from jepa_jax.inference import Model
 from jepa_jax.models.vl_jepa import VLJEPA
 
 CONTROLS = ("untrained", "shuffled")
-OWN_TASKS = emoji_motion.TASKS | emoji_motion.ON_REQUEST
+OWN_TASKS = emoji_motion.TASKS | emoji_motion.TEXT_TASKS | emoji_motion.ON_REQUEST
 BENCHMARK_FLAGS = ("annotations", "media", "query", "wordings")
 
 
@@ -227,7 +227,10 @@ def main(arguments: list[str]) -> int:
         config = model.config
         splits = dataclasses.replace(config.eval, splits=(values.split,))
         model.config = dataclasses.replace(config, eval=splits)
-    tasks = list(emoji_motion.TASKS) if values.task is None else [values.task]
+    every = emoji_motion.TASKS | (emoji_motion.TEXT_TASKS if model.has_decoder else {})
+    tasks = list(every) if values.task is None else [values.task]
+    if emoji_motion.TEXT_TASKS.keys() & set(tasks):
+        _ = model.decoder  # what is wrong with it comes out before the other tasks run
     evaluate(model, workdir, tasks)
     return 0
 
