@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -19,6 +19,10 @@ from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.part_models import check_frames, in_batches, padded_length
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
+from jepa_jax.streaming.frames import from_arrays
+from jepa_jax.streaming.online import OnlineConfig, OnlineDecoder
+from jepa_jax.streaming.texts import NearestText, Written
+from jepa_jax.streaming.windows import look
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -217,9 +221,44 @@ class Model:
             raise ValueError(f"{', '.join(how)}: settings of the decoder, which a bank of texts replaces")
         return [bank[i] for i in np.argmax(embeddings @ self.embed_text(bank).T, axis=1)]
 
-    def stream(self, frames: Iterable[np.ndarray], **settings):
-        """Embeddings of a video that goes on and on, as its frames come."""
-        raise NotImplementedError("streaming is not there yet")
+    def stream(
+        self,
+        frames: Iterable[np.ndarray],
+        rate: float,
+        query: str = CAPTION_QUERY,
+        *,
+        window: float = 2.0,
+        bank: Sequence[str] | None = None,
+        **when,
+    ) -> Iterator[tuple[float, str, float]]:
+        """Watch frames as they come and speak only when something changed (selective decoding).
+
+        Args:
+          frames: any iterable of [H, W, C] uint8 RGB, all of one shape, however long.
+          rate: frames a second.
+          window: seconds that one look takes in; looks are half of it apart.
+          bank: texts to choose from; None lets the decoder write.
+          when: fields of `streaming.online.OnlineConfig`.
+
+        Yields:
+          (seconds at which it began, text, score: the cosine of text and embedding).
+
+        Raises:
+          NoVideoError: fewer frames than one window takes.
+          UsageError: there is no decoder and no bank.
+        """
+        speak = Written(self) if bank is None else NearestText(self, bank)
+        windows, renewal = look(self, from_arrays(frames, rate), query, window=window)
+        decoder = OnlineDecoder(OnlineConfig(**when), renewal)
+
+        def decodes():
+            for found in windows:
+                yield decoder(found)
+            yield decoder.finish()
+
+        for decode in filter(None, decodes()):
+            text, score = speak(decode.embedding[None])[0]
+            yield decode.start, text, score
 
 
 def find_run(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:

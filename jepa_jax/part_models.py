@@ -53,7 +53,7 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, device
 def padded_length(tokenizer: Tokenizer, texts: list[str], limit: int) -> int:
     """The positions that texts are padded to: a power of two from 8 on, so that few shapes are compiled,
     and at most `limit`."""
-    longest = max(tokenizer.count(text) for text in texts)
+    longest = max(tokenizer.counts(texts))
     return min(1 << max(longest - 1, 7).bit_length(), limit)
 
 

@@ -197,3 +197,14 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UsageError, match="is neither a work directory"):
         inference.load(tmp_path / "checkpoints" / "5")
+
+
+def test_a_stream_is_spoken_about_where_it_changes(model):
+    """Two scenes: a text at the beginning and one at the change, none between."""
+    rng = np.random.default_rng(4)
+    scenes = [rng.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(2)]
+    frames = (scenes[i // 30] for i in range(60))
+    bank = ["one thing", "two things", "a cat grows", "it blinks"]
+    spoken = list(model.stream(frames, 10.0, window=1.0, bank=bank, threshold=1e-4))
+    assert [round(start) for start, _, _ in spoken] == [0, 3]
+    assert all(text in bank and -1 <= score <= 1 for _, text, score in spoken)

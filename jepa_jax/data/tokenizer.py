@@ -86,6 +86,10 @@ class Tokenizer:
         with self._lock:
             return [len(ids) for ids in self._tokenizer([self.prefix + t for t in texts])["input_ids"]]
 
+    def count(self, text: str) -> int:
+        """Tokens of one text, special ones included."""
+        return self.counts([text])[0]
+
     def __call__(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions.
 
