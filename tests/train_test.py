@@ -155,7 +155,7 @@ def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir):
         ("--config.batch_size=9", "batch_size=9 is not a multiple of fsdp=2"),
         ("--config.batch_size=9 --config.fsdp=1", "batch_size=9 is not a multiple of the mesh's 2 devices"),
         ("--config.fsdp=4", "fsdp=4 does not divide the 2 devices"),
-        ("--config.data.split=trian", "has no split 'trian': it has train"),
+        ("--config.data.split=trian", "split 'trian': no such split: it has train"),
         ("--config.data.dataset=no_such_dataset", "no such dataset"),
         ("--config.data.query_tokenizer=/nowhere", "tokenizer '/nowhere' cannot be loaded"),
         ("--config.model.predictor.vocab_size=7", "vocab_size=7: raise it"),
