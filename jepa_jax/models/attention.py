@@ -73,7 +73,7 @@ def attention_to_cache(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Ar
     Returns:
       [B, L, K, A] in the type of `q`.
     """
-    return _xla_attention(q, k, v, visible[None], q.shape[-1] ** -0.5)
+    return _xla_attention(q, k, v, visible[None], scale=q.shape[-1] ** -0.5)
 
 
 def choose_backend(length: int, head_size: int, dtype) -> str:
