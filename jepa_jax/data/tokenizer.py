@@ -51,7 +51,8 @@ class Tokenizer:
 
     def __getstate__(self) -> dict:
         """For worker processes, each of which has a lock and a memory of its own."""
-        return {name: x for name, x in vars(self).items() if name not in ("_lock", "_row")}
+        own = ("_lock", "_row", "_row_to_write")
+        return {name: x for name, x in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
