@@ -1,13 +1,16 @@
 """Evaluate a trained model.
 
-    python -m jepa_jax.evaluate --checkpoint=DIR [--task=NAME]
+    python -m jepa_jax.evaluate --checkpoint=DIR [--task=NAME] [--split=NAME]
+    python -m jepa_jax.evaluate --checkpoint=DIR --task=NAME --annotations=PATH --media=FOLDER
 
-DIR is a work directory, one checkpoint in it, or a whole converted model. Without a task it runs all
-of the run's own. It prints a table and writes DIR/eval/TASK.json.
+DIR is a work directory, one checkpoint in it, or a converted model. The first form runs the tasks of
+the default data, all (those that write text if the model has a decoder) or one; the second a benchmark
+of the paper from its official annotation files (docs/evaluation.md names them). Both print a table and
+write DIR/eval/TASK.json; what a benchmark lacks is in DIR/eval/TASK.missing.json.
 """
 
+import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 
@@ -18,19 +21,24 @@ from flax import nnx
 from jepa_jax import flags, inference, parts
 from jepa_jax.config import Config
 from jepa_jax.distributed import is_main
-from jepa_jax.evaluation import emoji_motion, pairs
+from jepa_jax.evaluation import benchmark, emoji_motion, frames, pairs, wording
+from jepa_jax.evaluation.benchmarks import BENCHMARKS
 from jepa_jax.evaluation.clips import Clip, Subject, load_clips, shuffle_in_time
+from jepa_jax.evaluation.media import MediaFolder
+from jepa_jax.evaluation.paper import beside_paper
 from jepa_jax.evaluation.pictures import plot_retrieval
+from jepa_jax.evaluation.report import format_table, write_json
 from jepa_jax.inference import Model
-from jepa_jax.metrics import write_atomically
 from jepa_jax.models.vl_jepa import VLJEPA
 
 CONTROLS = ("untrained", "shuffled")
+OWN_TASKS = emoji_motion.TASKS | emoji_motion.TEXT_TASKS | emoji_motion.ON_REQUEST
+BENCHMARK_FLAGS = ("annotations", "media", "query", "wordings")
 
 
 def tasks_of(clips: list[Clip]) -> dict:
     """What can be asked about clips: more where they have the default data's labels."""
-    return emoji_motion.TASKS if all(clip.thing for clip in clips) else pairs.TASKS
+    return OWN_TASKS if all(clip.thing for clip in clips) else pairs.TASKS
 
 
 class Validation:
@@ -90,32 +98,12 @@ def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:
     return results
 
 
-def format_table(results: dict[str, dict[str, dict]]) -> str:
-    """The closing table: one row a metric, percentages but for ranks."""
-    header = ("task", "split / metric", "model", "chance", "untrained", "shuffled", "n")
-    rows = []
-    for task, metrics in results.items():
-        for name, metric in metrics.items():
-            percent = "rank" not in name
-            cells = [metric[k] for k in ("value", "chance", *CONTROLS)]
-            shown = [f"{100 * c:.1f}%" if percent else f"{c:.1f}" for c in cells]
-            rows.append((task, name, *shown, str(metric["n"])))
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(row):
-        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        return "  ".join(left + right)
-
-    return "\n".join([line(header), "-" * len(line(header)), *map(line, rows)])
-
-
 def retrieval_picture(model: Model, rows: int = 6) -> tuple:
     """What `plot_retrieval` draws: texts and the clips they found on the first evaluation split."""
     config = model.config.eval
     frames, clips = load_clips(model.config, config.splits[0], config.clips)
     subject = Subject(model, frames)
-    if tasks_of(clips) is emoji_motion.TASKS:
+    if tasks_of(clips) is OWN_TASKS:
         index, video, text = emoji_motion.caption_embeddings(subject, clips, config.retrieval_clips)
         captions = [clips[i].pair("describe")[1] for i in index]
     else:
@@ -144,35 +132,105 @@ def evaluate(model: Model, workdir: pathlib.Path, tasks: list[str]) -> None:
     picture = retrieval_picture(model) if "retrieval" in results else None
     if not is_main():
         return
-    (workdir / "eval").mkdir(exist_ok=True)
     for task, metrics in results.items():
-        write_atomically(workdir / "eval" / f"{task}.json", json.dumps(metrics, indent=2) + "\n")
+        write_json(workdir, task, metrics)
     if picture is not None:
         plot_retrieval(workdir / "retrieval.png", *picture)
     print(format_table(results))
 
 
+def read_benchmark(values: argparse.Namespace) -> benchmark.Benchmark:
+    """The benchmark that the command line asks for.
+
+    Raises:
+      UsageError: a flag is missing or wrong, or the annotation files are.
+    """
+    task = BENCHMARKS[values.task]
+    split = values.split or task.splits[0]
+    if split not in task.splits:
+        raise flags.UsageError(f"{values.task} has no split {split!r}: there are {', '.join(task.splits)}")
+    if values.annotations is None:
+        raise flags.UsageError(f"--task={values.task} needs --annotations=PATH: see docs/evaluation.md")
+    path = pathlib.Path(values.annotations)
+    if not path.exists():
+        raise flags.UsageError(f"--annotations={path}: no such file or folder")
+    found = task.read(path, split)
+    if values.query is not None:
+        found = benchmark.with_query(found, values.query)
+    if values.wordings is not None:
+        found = wording.reworded(found, wording.read_wordings(pathlib.Path(values.wordings)))
+    return found
+
+
+def evaluate_benchmark(
+    asked: benchmark.Benchmark, model, workdir: pathlib.Path, name: str, media: str | None
+) -> None:
+    """Run one benchmark, write `eval/NAME.json` and `eval/NAME.missing.json`, print the table.
+
+    Raises:
+      UsageError: the model is a part that this benchmark is not about, or nothing could be scored.
+    """
+    sees = any(item.media for item in asked.items)
+    if not hasattr(model, "predict" if sees else "embed_text"):
+        raise flags.UsageError(f"{workdir} holds one part of a model, and {name} needs another or the whole")
+    watching = None
+    if sees:
+        config = model.config
+        watching = benchmark.Watching(
+            media=None if media is None else MediaFolder(media),
+            load_frames=frames.loader(config),
+            frames=config.data.frames,
+            batch_size=config.eval.batch_size,
+            threads=config.data.threads,
+        )
+    outcome = benchmark.run(asked, model, watching)
+    metrics = beside_paper(name, outcome.metrics)
+    if not is_main():
+        return
+    write_json(workdir, name, metrics)
+    missing = write_json(workdir, f"{name}.missing", outcome.missing)
+    print(format_table({name: metrics}))
+    if outcome.missing:
+        print(benchmark.missing_sentence(outcome, str(missing)))
+
+
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
+    known = [*OWN_TASKS, *BENCHMARKS]
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a work directory or a checkpoint in it")
-    parser.add_argument("--task", help=f"one of {', '.join(emoji_motion.TASKS)} (default: all)")
-    parser.add_argument("--split", help="one split (default: those of the run's config)")
+    parser.add_argument("--task", help=f"one of {', '.join(known)} (default: all of the default data)")
+    parser.add_argument("--split", help="one split (default: those of the run's config, or the paper's)")
+    parser.add_argument("--annotations", help="a benchmark's annotation file, or the folder of them")
+    parser.add_argument("--media", help="the folder of a benchmark's videos or images, in any layout")
+    parser.add_argument("--query", help="asked in place of the benchmark's own; '' for none")
+    parser.add_argument("--wordings", help="a JSON list of queries: how far answers spread over them")
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
-    if values.task is not None and values.task not in emoji_motion.TASKS:
-        raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(emoji_motion.TASKS)}")
+    if values.task is not None and values.task not in known:
+        raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(known)}")
+    asked = read_benchmark(values) if values.task in BENCHMARKS else None
+    for flag in BENCHMARK_FLAGS:
+        if asked is None and getattr(values, flag) is not None:
+            raise flags.UsageError(f"--{flag} is for benchmarks: name one with --task")
     model = inference.load(values.checkpoint)
-    if not isinstance(model, Model):
-        raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can be evaluated")
     path = pathlib.Path(values.checkpoint).absolute()
     workdir = path if parts.is_part(path) else inference.find_run(path)[0]
+    if asked is not None:
+        name = values.task if values.wordings is None else f"{values.task}_wording"
+        evaluate_benchmark(asked, model, workdir, name, values.media)
+        return 0
+    if not isinstance(model, Model):
+        raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can be evaluated")
     if values.split is not None:
         config = model.config
         splits = dataclasses.replace(config.eval, splits=(values.split,))
         model.config = dataclasses.replace(config, eval=splits)
-    tasks = list(emoji_motion.TASKS) if values.task is None else [values.task]
+    every = emoji_motion.TASKS | (emoji_motion.TEXT_TASKS if model.has_decoder else {})
+    tasks = list(every) if values.task is None else [values.task]
+    if emoji_motion.TEXT_TASKS.keys() & set(tasks):
+        _ = model.decoder  # what is wrong with it comes out before the other tasks run
     evaluate(model, workdir, tasks)
     return 0
 

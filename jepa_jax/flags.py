@@ -39,8 +39,8 @@ def explain(error: ValidationError, where: str) -> str:
     return f"{where}: {place or 'config'}={given!r}: {message[0].lower()}{message[1:]}"
 
 
-def load_config(path: str) -> Config:
-    """The `config` that a Python config file defines.
+def load_config(path: str, kind: type[ConfigT] = Config) -> ConfigT:
+    """The `config` of some kind that a Python config file defines.
 
     Raises:
       UsageError: the file is missing, does not run, or defines no valid `config`.
@@ -66,14 +66,14 @@ def load_config(path: str) -> Config:
             f"config file {path!r}{place} does not run: {type(error).__name__}: {error}"
         ) from error
     config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise UsageError(f"config file {path!r} must define `config`, a jepa_jax.config.Config")
+    if not isinstance(config, kind):
+        raise UsageError(f"config file {path!r} must define `config`, a jepa_jax.config.{kind.__name__}")
     return config
 
 
-def config_from_json(text: str, where: str) -> Config:
-    """A Config from JSON; `where` names the source in the message of a UsageError."""
-    return _validated(Config, text, where)
+def config_from_json(text: str, where: str, kind: type[ConfigT] = Config) -> ConfigT:
+    """A configuration from JSON; `where` names the source in the message of a UsageError."""
+    return _validated(kind, text, where)
 
 
 def _validated(kind: type[ConfigT], text: str, where: str) -> ConfigT:
@@ -83,8 +83,8 @@ def _validated(kind: type[ConfigT], text: str, where: str) -> ConfigT:
         raise UsageError(explain(error, where)) from error
 
 
-def config_to_json(config: Config) -> str:
-    """JSON that `config_from_json` reads back as an equal Config."""
+def config_to_json(config) -> str:
+    """JSON that `config_from_json` reads back as an equal configuration."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -12,10 +13,16 @@ from jepa_jax import flags, part_models, parts
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import Config
 from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
+from jepa_jax.decoder import Decoder, is_decoder, load_decoder
+from jepa_jax.evaluation.classification import class_embeddings
 from jepa_jax.models.vl_jepa import VLJEPA
-from jepa_jax.part_models import check_frames, in_batches
+from jepa_jax.part_models import check_frames, in_batches, padded_length
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
+from jepa_jax.streaming.frames import from_arrays
+from jepa_jax.streaming.online import OnlineConfig, OnlineDecoder
+from jepa_jax.streaming.texts import NearestText, Written
+from jepa_jax.streaming.windows import look
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -33,26 +40,53 @@ def _embed_text(state, tokens, mask, graphdef):
     return nnx.merge(graphdef, state).embed_text(tokens, mask)
 
 
-class Model:
-    """VL-JEPA with its tokenizers.
+# A query that every dataset of captions has in some form.
+CAPTION_QUERY = "describe the clip"
 
-    Everything is computed in batches of `batch_size`, the last one filled up, so each method
-    compiles once whatever the number of inputs.
+
+class Model:
+    """VL-JEPA with its tokenizers and, where one was trained, its Y-Decoder.
+
+    Inputs are computed in batches of at most `config.eval.batch_size` rows, padded to few sizes in rows
+    and text positions, so that few programs are compiled and one clip costs one row.
+
+    A video is [B, T, H, W, C] uint8 RGB frames or, where many questions are asked about it, what
+    `encode_video` made of them. A query is one text for all videos, or a list of one for each.
+
+    Attributes:
+      home: the folder it was loaded from, a run's work directory or converted weights; None without.
+      step: the checkpoint of the run; None where there is no run.
+
+    Args:
+      decoder: the folder of its decoder (default: `home`/decoder).
     """
 
-    def __init__(self, model: VLJEPA, config: Config, tokenizers: tuple[Tokenizer, Tokenizer] | None = None):
+    def __init__(
+        self,
+        model: VLJEPA,
+        config: Config,
+        tokenizers: tuple[Tokenizer, Tokenizer] | None = None,
+        *,
+        home: pathlib.Path | None = None,
+        step: int | None = None,
+        decoder: pathlib.Path | None = None,
+    ):
         self.config = config
+        self.home = home
+        self.step = step
+        self._decoder = home / "decoder" if decoder is None and home is not None else decoder
         self._given_tokenizers = tokenizers
         self._lengths = config.data.length_buckets[-1]
         self._graphdef, self._state = nnx.split(model)
         # All devices of the mesh in context get as many rows.
         mesh = jax.sharding.get_abstract_mesh()
-        devices = 1 if mesh.empty else mesh.size
-        self._batch_size = -(-config.eval.batch_size // devices) * devices
+        self._devices = 1 if mesh.empty else mesh.size
+        self._batch_size = -(-config.eval.batch_size // self._devices) * self._devices
 
     def with_weights(self, model: VLJEPA) -> "Model":
-        """The same configuration and tokenizers around other weights of the same architecture."""
-        return Model(model, self.config, self._given_tokenizers)
+        """The same configuration, tokenizers and decoder around other weights of the same architecture."""
+        places = {"home": self.home, "step": self.step, "decoder": self._decoder}
+        return Model(model, self.config, self._given_tokenizers, **places)
 
     @functools.cached_property
     def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
@@ -65,46 +99,166 @@ class Model:
         """The Flax module with its parameters."""
         return nnx.merge(self._graphdef, self._state)
 
+    @property
+    def has_decoder(self) -> bool:
+        """Whether `python -m jepa_jax.train_decoder` made a decoder for it."""
+        return self._decoder is not None and is_decoder(self._decoder)
+
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """The Y-Decoder, loaded when the first text is asked for.
+
+        Raises:
+          UsageError: there is none, or it is that of another checkpoint.
+        """
+        if not self.has_decoder:
+            raise flags.UsageError(
+                f"this model has no decoder to write text with: train one with python -m "
+                f"jepa_jax.train_decoder --checkpoint={self.home or 'RUN'}, or give candidate texts"
+            )
+        options = {"run_step": self.step, "batch_size": self._batch_size}
+        return load_decoder(self._decoder, self.config.model.embedding_size, **options)
+
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
-        return in_batches(function, self._state, self._graphdef, self._batch_size, *arrays)
+        places = self._state, self._graphdef, self._batch_size
+        return in_batches(function, *places, *arrays, devices=self._devices)
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
-        """Visual tokens S_V, to be given to `predict` with as many queries as one likes.
-
-        Args:
-          frames: [B, T, H, W, C] uint8 RGB.
-
-        Returns:
-          [B, N, D].
-        """
+        """Visual tokens S_V, to ask about as often as one likes: [B, T, H, W, C] uint8 -> [B, N, D]."""
         check_frames(frames)
         return self._batched(_encode, frames)
 
-    def predict(self, visual: np.ndarray, queries: list[str]) -> np.ndarray:
-        """Predicted embeddings of the answers, S^_Y: [B, N, D], B texts -> [B, E] unit vectors."""
+    def predict(self, video: np.ndarray, query: str | list[str]) -> np.ndarray:
+        """Predicted embedding of the answer to a query about each video, S^_Y: [B, E] float32 unit
+        vectors.
+
+        Raises:
+          ValueError: not as many queries as videos, or a query is longer than the model takes.
+        """
+        visual = video if video.ndim == 3 else self.encode_video(video)
+        queries = [query] * len(visual) if isinstance(query, str) else query
         if len(visual) != len(queries):
             raise ValueError(f"{len(visual)} videos but {len(queries)} queries")
-        query, mask = self._tokenizers[0].batch(queries, self._lengths[0])
-        return self._batched(_predict, visual, query, mask)
+        tokenizer, limit = self._tokenizers[0], self._lengths[0]
+        for text in set(queries):
+            if tokenizer.count(text) > limit:
+                raise ValueError(
+                    f"the query {text!r} has {tokenizer.count(text)} tokens and the model takes {limit} "
+                    "(data.length_buckets of its run): shorten it"
+                )
+        tokens = tokenizer.batch(queries, padded_length(tokenizer, queries, limit))
+        return self._batched(_predict, visual, *tokens)
 
     def embed_video(self, frames: np.ndarray, query: str | list[str]) -> np.ndarray:
-        """Predicted embedding of the answer to a query about each video.
+        """`predict` of frames: [B, T, H, W, C] uint8 RGB -> [B, E] float32 unit vectors."""
+        return self.predict(self.encode_video(frames), query)
 
-        Args:
-          frames: [B, T, H, W, C] uint8 RGB.
-          query: one for all, or one for each.
-
-        Returns:
-          [B, E] float32 unit vectors.
-        """
-        queries = [query] * len(frames) if isinstance(query, str) else query
-        return self.predict(self.encode_video(frames), queries)
+    def embed_image(self, images: np.ndarray, query: str | list[str] = CAPTION_QUERY) -> np.ndarray:
+        """The same of still images: [B, H, W, C] uint8 RGB -> [B, E] float32 unit vectors."""
+        if images.ndim != 4:
+            raise ValueError(f"images must be [B, H, W, 3] uint8, got {images.shape} {images.dtype}")
+        return self.embed_video(images[:, None], query)
 
     def embed_text(self, texts: list[str]) -> np.ndarray:
-        """Embeddings of texts, S_Y: B texts -> [B, E] float32 unit vectors."""
+        """Embeddings of texts, S_Y: B texts -> [B, E] float32 unit vectors. A text longer than the last
+        of the run's `data.length_buckets` is cut, as in training."""
         if not texts:
             raise ValueError("nothing to embed: the list of texts is empty")
-        return self._batched(_embed_text, *self._tokenizers[1].batch(texts, self._lengths[1]))
+        tokenizer = self._tokenizers[1]
+        length = padded_length(tokenizer, texts, self._lengths[1])
+        return self._batched(_embed_text, *tokenizer.batch(texts, length))
+
+    def classify(
+        self,
+        video: np.ndarray,
+        labels: list[str],
+        query: str | list[str] = "what is it?",
+        templates: tuple[str, ...] = ("{}",),
+    ) -> np.ndarray:
+        """How near each label is to the answer: cosines [B, labels] float32; the nearest is the class.
+
+        Args:
+          templates: a label's embedding is the mean of those of its phrasings, "{}" being the label.
+        """
+        if not labels:
+            raise ValueError("nothing to choose from: the list of labels is empty")
+        phrasings = [[template.format(label) for template in templates] for label in labels]
+        return self.predict(video, query) @ class_embeddings(self.embed_text, phrasings).T
+
+    def answer(
+        self, video: np.ndarray, question: str | list[str], candidates: list[str] | None = None, **how
+    ) -> list[str]:
+        """An answer for each video: the nearest of the candidates or, without any, what the decoder
+        writes; `how` is `decode`'s."""
+        return self.decode(self.predict(video, question), bank=candidates, **how)
+
+    def caption(self, video: np.ndarray, query: str | list[str] = CAPTION_QUERY, **how) -> list[str]:
+        """A caption for each video, written by the decoder; `how` is `decode`'s."""
+        return self.answer(video, query, **how)
+
+    def decode(self, embeddings: np.ndarray, *, bank: list[str] | None = None, **how) -> list[str]:
+        """The texts that embeddings stand for: [B, E] -> B texts.
+
+        Args:
+          bank: the nearest of these texts is taken; without, the decoder writes one.
+          how: `beams`, `temperature`, `top_k`, `top_p`, `seed` of `decoder.Decoder`.
+
+        Raises:
+          ValueError: an empty bank, embeddings of another form, or settings out of range.
+          UsageError: the model has no decoder.
+        """
+        size = self.config.model.embedding_size
+        embeddings = np.asarray(embeddings, np.float32)
+        if embeddings.ndim != 2 or embeddings.shape[1] != size:
+            raise ValueError(f"embeddings must be [B, {size}], got {embeddings.shape}")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings must be finite, and some of these are NaN or infinite")
+        if bank is None:
+            return self.decoder(embeddings, **how)
+        if not bank:
+            raise ValueError("nothing to choose from: the bank of texts is empty")
+        if how:
+            raise ValueError(f"{', '.join(how)}: settings of the decoder, which a bank of texts replaces")
+        return [bank[i] for i in np.argmax(embeddings @ self.embed_text(bank).T, axis=1)]
+
+    def stream(
+        self,
+        frames: Iterable[np.ndarray],
+        rate: float,
+        query: str = CAPTION_QUERY,
+        *,
+        window: float = 2.0,
+        bank: Sequence[str] | None = None,
+        **when,
+    ) -> Iterator[tuple[float, str, float]]:
+        """Watch frames as they come and speak only when something changed (selective decoding).
+
+        Args:
+          frames: any iterable of [H, W, C] uint8 RGB, all of one shape, however long.
+          rate: frames a second.
+          window: seconds that one look takes in; looks are half of it apart.
+          bank: texts to choose from; None lets the decoder write.
+          when: fields of `streaming.online.OnlineConfig`.
+
+        Yields:
+          (seconds at which it began, text, score: the cosine of text and embedding).
+
+        Raises:
+          NoVideoError: fewer frames than one window takes.
+          UsageError: there is no decoder and no bank.
+        """
+        speak = Written(self) if bank is None else NearestText(self, bank)
+        windows, renewal = look(self, from_arrays(frames, rate), query, window=window)
+        decoder = OnlineDecoder(OnlineConfig(**when), renewal)
+
+        def decodes():
+            for found in windows:
+                yield decoder(found)
+            yield decoder.finish()
+
+        for decode in filter(None, decodes()):
+            text, score = speak(decode.embedding[None])[0]
+            yield decode.start, text, score
 
 
 def find_run(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
@@ -130,8 +284,10 @@ def run_config(workdir: pathlib.Path) -> Config:
     return flags.config_from_json(file.read_text(), str(file))
 
 
-def restore_run(workdir: pathlib.Path, step: int | None, config: Config, template: nnx.State) -> nnx.State:
-    """The parameters of a run, of its last whole checkpoint or of one step.
+def restore_run(
+    workdir: pathlib.Path, step: int | None, config: Config, template: nnx.State
+) -> tuple[int, nnx.State]:
+    """The step and the parameters of a run's last whole checkpoint, or of that of one step.
 
     Args:
       template: shapes of all parameters, with their places.
@@ -142,24 +298,24 @@ def restore_run(workdir: pathlib.Path, step: int | None, config: Config, templat
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint, read_only=True)
     with contextlib.closing(checkpointer), flags.as_usage_errors(DamagedCheckpointError):
         if step is not None:
-            return checkpointer.restore({"params": template}, step)[0]["params"]
+            return step, checkpointer.restore({"params": template}, step)[0]["params"]
         found = checkpointer.restore_latest({"params": template})
         if found is None:
             raise flags.UsageError(f"{workdir} has no checkpoint yet")
-        return found[1]["params"]
+        return found[0], found[1]["params"]
 
 
-def load(directory: str | pathlib.Path):
+def load(directory: str | pathlib.Path, decoder: str | pathlib.Path | None = None):
     """The model of a run, or converted weights.
 
     Args:
       directory: a work directory of `python -m jepa_jax.train` (its last whole checkpoint is taken),
         one checkpoint in it, WORKDIR/checkpoints/STEP, or a folder that
         `python -m weights_conversion` wrote.
+      decoder: where `python -m jepa_jax.train_decoder` wrote a decoder, if not to DIR/decoder.
 
     Returns:
-      A `Model`; for converted weights of one part, `part_models.XEncoderModel`, `YEncoderModel` or
-      `LlamaModel`.
+      A `Model`; for one converted part, `part_models.XEncoderModel`, `YEncoderModel` or `LlamaModel`.
 
     Raises:
       UsageError: there is no checkpoint, or none is whole.
@@ -173,10 +329,12 @@ def load(directory: str | pathlib.Path):
                 return part_models.make(part)
             config = part.config
             graphdef, template = abstract_state(config, mesh)
+            home, step = path, None
             params = parts.filled(to_items(template)["params"], part.read())
     else:
-        workdir, step = find_run(path)
-        config = run_config(workdir)
+        home, step = find_run(path)
+        config = run_config(home)
         graphdef, template = abstract_state(config, mesh)
-        params = restore_run(workdir, step, config, to_items(template)["params"])
-    return Model(nnx.merge(graphdef, params), config)
+        step, params = restore_run(home, step, config, to_items(template)["params"])
+    folder = None if decoder is None else pathlib.Path(decoder).absolute()
+    return Model(nnx.merge(graphdef, params), config, home=home, step=step, decoder=folder)

@@ -33,7 +33,8 @@ def _flat(config, prefix: str) -> dict[str, Any]:
     return found
 
 
-def _check_same(field: str, directory: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def check_same(where: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise ValueError, with what differs, unless the configuration found at `where` is a run's own."""
     differing = [
         f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} in this run"
         for name in sorted(theirs.keys() | ours.keys())
@@ -41,7 +42,7 @@ def _check_same(field: str, directory: str, theirs: Mapping[str, Any], ours: Map
     ]
     if differing:
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-        raise ValueError(f"init.{field}={directory!r} is another model: {'; '.join(differing[:3])}{more}")
+        raise ValueError(f"{where} is another model: {'; '.join(differing[:3])}{more}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Initial:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                 to_items(state)["params"],
             )
-            new = parts.flatten(restore_run(workdir, step, run_config(workdir), template))
+            _, params = restore_run(workdir, step, run_config(workdir), template)
+            new = parts.flatten(params)
 
         def replaced(tree):
             names = list(parts.flatten(tree))
@@ -105,7 +107,7 @@ def open_initial(config: Config, mesh: jax.sharding.Mesh) -> Initial:
         theirs, ours = _flat(part.config, f"{field}."), _flat(getattr(model, field), f"{field}.")
         if not ours.get("y_encoder.dense_widths", True):
             theirs["y_encoder.dense_widths"] = ()  # the run switches the Dense heads off
-        _check_same(field, directory, theirs, ours)
+        check_same(f"init.{field}={directory!r}", theirs, ours)
         inside = [n.removeprefix(f"{field}/") for n in params if n.startswith(f"{field}/")]
         missing = [n for n in inside if n not in part.shapes and "_projection/" not in n]
         if missing:
@@ -122,5 +124,5 @@ def open_initial(config: Config, mesh: jax.sharding.Mesh) -> Initial:
             theirs = part.config.model
         else:
             theirs = run_config(find_run(pathlib.Path(init.model).absolute())[0]).model
-        _check_same("model", init.model, _flat(theirs, ""), _flat(model, ""))
+        check_same(f"init.model={init.model!r}", _flat(theirs, ""), _flat(model, ""))
     return Initial(config, opened)

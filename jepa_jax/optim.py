@@ -3,11 +3,11 @@
 import jax
 import optax
 
-from jepa_jax.config import OptimConfig
+from jepa_jax.config import AdamWConfig, OptimConfig
 from jepa_jax.models.vl_jepa import part_of
 
 
-def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: AdamWConfig, steps: int) -> optax.Schedule:
     """Step -> learning rate: linear warm-up from 0, then constant or a cosine down to
     `final_fraction` of the peak at `steps`."""
     peak, warmup = config.learning_rate, config.warmup_steps
@@ -27,17 +27,23 @@ def _decays(path, x) -> bool:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW over the trained parameters alone (frozen ones are never passed in).
-
-    The order is clip by the global norm, Adam, decoupled weight decay, schedule, factor of the
-    part: the factor therefore scales the decay as well, as a smaller learning rate would.
-    """
+    """AdamW over the trained parameters alone (frozen ones are never passed in), then the factor of
+    the part: it scales the decay as well, as a smaller learning rate would."""
 
     def scale_parts(updates, params=None):
         del params
         return jax.tree_util.tree_map_with_path(
             lambda path, u: u * getattr(config.factors, part_of(path)), updates
         )
+
+    return adamw(config, steps, optax.stateless(scale_parts))
+
+
+def adamw(
+    config: AdamWConfig, steps: int, *after: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Clip by the global norm, Adam, decoupled weight decay, schedule: in this order, and what comes
+    after."""
 
     def decay_mask(params):
         return jax.tree_util.tree_map_with_path(_decays, params)
@@ -48,5 +54,5 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
-        optax.stateless(scale_parts),
+        *after,
     )

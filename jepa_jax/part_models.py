@@ -21,8 +21,17 @@ def check_frames(frames: np.ndarray) -> None:
         raise ValueError(f"frames must be [B, T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
 
 
-def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray) -> np.ndarray:
-    """`function` over the rows of arrays, `size` at a time, the last batch filled up.
+def padded_rows(rows: int, size: int, devices: int = 1) -> int:
+    """The rows of a batch that holds so many: a power of two for each device, at most `size` in all.
+    One clip costs one row, and few shapes are compiled."""
+    return min(devices << (-(-rows // devices) - 1).bit_length(), size)
+
+
+def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, devices: int = 1) -> np.ndarray:
+    """`function` over the rows of arrays, `size` at a time, the last batch filled up to `padded_rows`.
+
+    Args:
+      size: a multiple of `devices`, which get as many rows each.
 
     Raises:
       ValueError: there are no rows.
@@ -33,12 +42,19 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray) -> np.
     results = []
     for start in range(0, count, size):
         rows = [a[start : start + size] for a in arrays]
-        missing = size - len(rows[0])
+        missing = padded_rows(len(rows[0]), size, devices) - len(rows[0])
         if missing:
             rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
         # Not read here: every batch is dispatched before the first result is copied back.
         results.append(function(state, *rows, graphdef=graphdef))
     return np.concatenate([to_host(r) for r in results])[:count]
+
+
+def padded_length(tokenizer: Tokenizer, texts: list[str], limit: int) -> int:
+    """The positions that texts are padded to: a power of two from 8 on, so that few shapes are compiled,
+    and at most `limit`."""
+    longest = max(tokenizer.counts(texts))
+    return min(1 << max(longest - 1, 7).bit_length(), limit)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -111,9 +127,7 @@ class YEncoderModel(PartModel):
         """Embeddings of texts: B texts -> [B, D] float32 unit vectors."""
         if not texts:
             raise ValueError("nothing to embed: the list of texts is empty")
-        longest = max(self.tokenizer.count(text) for text in texts)
-        # Powers of two, so that few shapes are compiled.
-        length = min(1 << max(longest - 1, 7).bit_length(), self._max_length or 512)
+        length = padded_length(self.tokenizer, texts, self._max_length or 512)
         return self._batched(_embed, *self.tokenizer.batch(texts, length))
 
 

@@ -13,14 +13,14 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import contextlib
 import logging
 import pathlib
-import signal
 import sys
+from functools import partial
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jepa_jax import distributed, evaluate, flags
+from jepa_jax import distributed, evaluate, flags, loop
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import Config
 from jepa_jax.data import advice, features, pipeline
@@ -31,35 +31,12 @@ from jepa_jax.evaluation.clips import open_split
 from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
-from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, write_atomically
-from jepa_jax.sharding import make_mesh, shard_global_batch
+from jepa_jax.metrics import NotFiniteError, plot_loss, write_atomically
+from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, draw_state, from_items, to_items
 from jepa_jax.step import jit_train_step
 
 logger = logging.getLogger(__name__)
-
-
-class _StopFlag:
-    """Set by SIGTERM and SIGINT; the loop looks at it between steps. A second signal kills.
-
-    Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all.
-    """
-
-    def __init__(self):
-        self.signal: int | None = None
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._set)
-
-    def look(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if distributed.asked_to_stop(step):
-            self.signal = signal.SIGTERM
-        return self.signal is not None
-
-    def _set(self, number, _):
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
 
 
 def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: pathlib.Path):
@@ -101,7 +78,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
     """
-    stop = _StopFlag()
+    stop = loop.StopFlag()
     # Each host counts the records that it reads itself.
     host = "" if distributed.is_main() else f".{jax.process_index()}"
     bad = BadRecords(config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
@@ -144,39 +121,28 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         if config.data.features:
             with flags.as_usage_errors(ValueError):
                 features.check_weights(config.data.features, sha256(state.frozen["x_encoder"]))
-        step_fn = jit_train_step(template)
+        step_fn = partial(jit_train_step(template), graphdef=graphdef, config=config)
         loader = Loader(dataset, config.data, bad, data_state)
-        log = RunLog(workdir, config, start, write=distributed.is_main())
-        advisor = advice.Advisor(config.data, sources, tell=distributed.is_main())
-        unlogged = None
-        with contextlib.closing(log), contextlib.closing(loader):
-            for step in range(start + 1, config.steps + 1):
-                # Step N - 1 is under way while batch N is waited for and put on the devices.
-                with log.data_wait():
-                    batch = shard_global_batch(next(loader), mesh)
-                state, metrics = step_fn(state, batch, graphdef=graphdef, config=config)
-                # Step N is under way before step N - 1 is read, so the device never waits for us.
-                if unlogged:
-                    advisor.after(log.step(*unlogged))
-                unlogged = (step, metrics, bad.total)
-                stopping = stop.look(step)
-                if step % config.checkpoint.every and step < config.steps and not stopping:
-                    continue
-                scores = log.step(*unlogged)  # raises before a state that is not finite is saved
-                unlogged = None
-                if validation:
-                    recall = validation(nnx.merge(graphdef, state.trained, state.frozen))
-                    log.write(step, recall)
-                    scores |= recall
-                position = {**loader.get_state(), "sources": pipeline.identity(sources)}
-                checkpointer.save(step, to_items(state), position, scores)
-                bad.save()
-                if stopping and step < config.steps:
-                    checkpointer.wait()
-                    if distributed.is_main():
-                        print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
-                    return 128 + stop.signal
-        checkpointer.wait()
+        score = None
+        if validation:
+            score = lambda state: validation(nnx.merge(graphdef, state.trained, state.frozen))
+        state, done = loop.run_steps(
+            step_fn,
+            state,
+            loader,
+            start,
+            config,
+            workdir,
+            mesh=mesh,
+            checkpointer=checkpointer,
+            stop=stop,
+            bad=bad,
+            data_identity=pipeline.identity(sources),
+            score=score,
+            after=advice.Advisor(config.data, sources, tell=distributed.is_main()).after,
+        )
+        if not done:
+            return 128 + stop.signal
         if distributed.is_main():
             plot_loss(workdir)
         if bad.total:
@@ -211,25 +177,6 @@ _FREE_TO_CHANGE = {
 }
 
 
-def check_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Raise UsageError where the work directory holds a run of another config."""
-    file = workdir / "config.json"
-    if not file.exists():
-        return
-    old = flags.flatten(flags.config_from_json(file.read_text(), str(file)))
-    new = flags.flatten(config)
-    changed = [
-        f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in _FREE_TO_CHANGE
-    ]
-    if changed:
-        raise flags.UsageError(
-            f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
-            f"{'; ...' if len(changed) > 3 else ''}): name another --workdir"
-        )
-
-
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
@@ -239,7 +186,7 @@ def main(arguments: list[str]) -> int:
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
     workdir = pathlib.Path(values.workdir or f"runs/{config.name}").absolute()
-    check_workdir(config, workdir)
+    loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     distributed.initialize(values)
     try:
         with distributed.ending_together(workdir):

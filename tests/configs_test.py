@@ -6,7 +6,15 @@ import pathlib
 import pytest
 
 from jepa_jax import flags
-from jepa_jax.config import BertConfig, InitConfig, LearningRateFactors, LlamaConfig, ModelConfig
+from jepa_jax.config import (
+    BertConfig,
+    Config,
+    DecoderConfig,
+    InitConfig,
+    LearningRateFactors,
+    LlamaConfig,
+    ModelConfig,
+)
 from jepa_jax.data.tokenizer import SHIPPED
 from jepa_jax.train import main
 
@@ -16,10 +24,11 @@ FILES = sorted(file.name for file in FOLDER.glob("*.py"))
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_opens_with_its_command_and_what_to_expect(name):
-    config = flags.load_config(f"configs/{name}")
+    decoder = name.endswith("decoder.py")
+    config = flags.load_config(f"configs/{name}", DecoderConfig if decoder else Config)
     text = (FOLDER / name).read_text()
     head = text.split('"""')[1]
-    command = "benchmark" if name.startswith("benchmark") else "train"
+    command = "benchmark" if name.startswith("benchmark") else "train_decoder" if decoder else "train"
     assert f"python -m jepa_jax.{command} --config=configs/{name}" in head
     assert "Expected" in head
     assert config.name == name.removesuffix(".py")

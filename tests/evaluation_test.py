@@ -13,9 +13,10 @@ from jepa_jax.data.emoji_motion.scene import sample_scene
 from jepa_jax.data.emoji_motion.splits import unseen_pairs
 from jepa_jax.data.records import BadRecordError, Pair
 from jepa_jax.evaluation import pairs
+from jepa_jax.evaluation.captioning import caption_metrics
 from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
 from jepa_jax.evaluation.clips import Clip, load_clips, shuffle_in_time
-from jepa_jax.evaluation.emoji_motion import TASKS, distinct_captions
+from jepa_jax.evaluation.emoji_motion import TASKS, TEXT_TASKS, distinct_captions
 from jepa_jax.evaluation.retrieval import ranks, retrieval_metrics
 from tests.records import Records, record
 from tests.tiny_config import config as tiny
@@ -158,7 +159,7 @@ def test_retrieval_of_any_data_is_over_distinct_answers():
 
 
 def test_only_the_default_data_s_clips_have_its_tasks(clips):
-    assert evaluate.tasks_of(clips) is TASKS
+    assert evaluate.tasks_of(clips) is evaluate.OWN_TASKS
     assert list(evaluate.tasks_of([Clip("", "", "", clips[0].pairs)])) == ["retrieval"]
 
 
@@ -182,3 +183,63 @@ def test_clips_are_spread_and_those_that_cannot_be_read_are_left_out(monkeypatch
 def test_clips_without_a_named_motion_are_not_asked_for_one(clips):
     still = [Clip(c.thing, "", c.second, c.pairs) for c in clips[:3]]
     assert TASKS["what_does_it_do"](Oracle(still), still, EvalConfig()) is None
+
+
+class Writer(Oracle):
+    """An oracle that writes each clip's caption in the words of `say`."""
+
+    def __init__(self, clips, say, wrong: bool = False):
+        super().__init__(clips, wrong)
+        self._say = say
+        self._asked = []
+
+    def answer(self, queries, index=slice(None)):
+        self._asked = [self._clips[i] for i in np.arange(len(self._clips))[index]]
+        return super().answer(queries, index)
+
+    def decode(self, embeddings):
+        assert len(embeddings) == len(self._asked)
+        return [self._say(clip) for clip in self._asked]
+
+
+def canonical(clip):
+    return texts.caption_phrasings(clip.thing, clip.motion, clip.second)[0]
+
+
+def test_what_is_written_is_judged_by_thing_and_motion_whatever_the_phrasing(clips):
+    pytest.importorskip("pycocoevalcap")
+    decode, config = TEXT_TASKS["decode"], EvalConfig()
+    metrics = decode(Writer(clips, canonical), clips, config)
+    for name in ("named", "named_as_nearest", "named_of_all"):
+        assert metrics[name]["value"] == 1
+    # What an embedding tells does not depend on what is written.
+    alone = [clip for clip in clips if not clip.second]
+    assert decode(Writer(alone, lambda _: "a"), alone, config)["nearest_named"]["value"] > 0.9
+    assert metrics["named"]["chance"] == pytest.approx(1 / (120 * 9))
+    assert metrics["cider"]["value"] > 4 > 2 > metrics["cider"]["chance"]
+    mixed = lambda clip: f"here {texts.with_article(clip.thing)} {texts.motion_phrasings(clip.motion)[2]}"
+    other = decode(Writer(clips, mixed), clips, config)
+    assert other["named"]["value"] == 1
+    assert other["cider"]["value"] < metrics["cider"]["value"]
+    still = lambda clip: f"{texts.with_article(clip.thing)} stays still"
+    motionless = np.mean([clips[i].motion == "stays still" for i in distinct_captions(clips, 256)])
+    assert decode(Writer(clips, still), clips, config)["named_of_all"]["value"] == pytest.approx(motionless)
+
+
+def test_only_clips_that_retrieval_finds_are_asked_to_be_named(clips):
+    """Every clip here finds its neighbour's caption, and the caption written is right all the same."""
+    pytest.importorskip("pycocoevalcap")
+    found = TEXT_TASKS["decode"](Writer(clips, canonical, wrong=True), clips, EvalConfig())
+    assert found["named"]["n"] < 0.1 * found["named_of_all"]["n"]
+    still = [Clip(c.thing, "", c.second, c.pairs) for c in clips[:3]]
+    assert TEXT_TASKS["decode"](Writer(still, canonical), still, EvalConfig()) is None
+
+
+def test_cider_by_hand():
+    """One reference each, equal texts: every n-gram weighs the same on both sides, and CIDEr is 10."""
+    pytest.importorskip("pycocoevalcap")
+    written = ["a red dog runs home", "two small cats sleep here", "one blue bus stops there"]
+    metric = caption_metrics(written, [[text] for text in written])["cider"]
+    assert metric["value"] == pytest.approx(10)
+    assert metric["chance"] == pytest.approx(0)
+    assert metric["n"] == 3

@@ -11,6 +11,7 @@ from jepa_jax.config import DataConfig, EvalConfig
 from jepa_jax.evaluate import untrained_twin
 from jepa_jax.flags import UsageError
 from jepa_jax.models.vl_jepa import VLJEPA
+from jepa_jax.part_models import padded_rows
 from tests import tiny
 from tests.tiny_config import config as run_config
 
@@ -82,6 +83,105 @@ def test_empty_and_uneven_input_is_refused(model, frames):
         model.encode_video(frames[:0])
     with pytest.raises(ValueError, match="7 videos but 1 queries"):
         model.predict(model.encode_video(frames), ["what is it?"])
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, 3\] uint8, got \(7, 4, 32, 32, 3\)"):
+        model.embed_image(frames)
+    with pytest.raises(ValueError, match="the list of labels is empty"):
+        model.classify(frames, [])
+    with pytest.raises(ValueError, match=r"embeddings must be \[B, 16\], got \(3,\)"):
+        model.decode(np.zeros(3))
+    with pytest.raises(ValueError, match="must be finite"):
+        model.decode(np.full((1, 16), np.nan), bank=["a"])
+
+
+def test_a_query_longer_than_the_model_takes_is_refused_whole(model, frames):
+    with pytest.raises(ValueError, match=r"the query 'is it.*' has \d+ tokens and the model takes 16"):
+        model.embed_video(frames, "is it " * 16 + "?")
+
+
+def test_an_image_is_a_video_of_one_frame(model, frames):
+    tiny.assert_close(
+        model.embed_image(frames[:, 0], "what is it?"), model.embed_video(frames[:, :1], "what is it?"), 1e-6
+    )
+
+
+def test_a_class_is_the_label_whose_phrasings_are_nearest(model, frames):
+    labels, templates = ["dog", "cat", "cow"], ("a {}", "this is a {}")
+    scores = model.classify(frames, labels, "name the thing", templates)
+    assert scores.shape == (CLIPS, 3)
+    cat = model.embed_text(["a cat", "this is a cat"]).mean(axis=0)
+    expected = model.embed_video(frames, "name the thing") @ cat / np.linalg.norm(cat)
+    tiny.assert_close(scores[:, 1], expected, 1e-5)
+
+
+def test_an_answer_is_the_nearest_candidate(model, frames):
+    """And what is asked of frames may be asked of their visual tokens."""
+    candidates = ["a dog spins", "two things", "no", "it is a cow"]
+    near = model.embed_video(frames, "what is it?") @ model.embed_text(candidates).T
+    expected = [candidates[i] for i in near.argmax(axis=1)]
+    assert model.answer(frames, "what is it?", candidates) == expected
+    assert model.answer(model.encode_video(frames), ["what is it?"] * CLIPS, candidates) == expected
+    assert model.answer(frames, "what is it?", ["no"]) == ["no"] * CLIPS
+
+
+def test_a_bank_gives_back_its_own_texts(model):
+    bank = ["a dog spins", "two things", "no"]
+    assert model.decode(model.embed_text(bank[::-1]), bank=bank) == bank[::-1]
+    with pytest.raises(ValueError, match="the bank of texts is empty"):
+        model.decode(model.embed_text(bank), bank=[])
+    with pytest.raises(ValueError, match="beams: settings of the decoder, which a bank of texts replaces"):
+        model.decode(model.embed_text(bank), bank=bank, beams=2)
+
+
+def test_without_a_decoder_text_is_refused_in_one_sentence(model, frames):
+    assert not model.has_decoder
+    with pytest.raises(UsageError, match=r"python -m jepa_jax\.train_decoder --checkpoint=RUN"):
+        model.caption(frames)
+
+
+def test_few_programs_are_compiled_however_many_sizes_come(parts, frames):
+    """Rows 1, 2, 4 and texts 8 and 16 long: no more shapes than that, and none twice."""
+    from jax import monitoring
+
+    net, config, tokenizers = parts
+    model = inference.Model(net, dataclasses.replace(config, eval=EvalConfig(batch_size=4)), tokenizers)
+    compiled = []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        short, long = "what is it?", "do you see one dog beside the small cat?"
+        assert tokenizers[0].count(short) <= 8 < tokenizers[0].count(long) <= 16
+        for query in (short, long):
+            for rows in (1, 2, 3, 5):
+                model.embed_video(frames[:rows], query)
+                model.embed_text([query] * rows)
+        # 3 sizes of frames, 6 of queries, 6 of texts.
+        assert len(compiled) <= 15
+        compiled.clear()
+        for query in (long, "count", short):
+            for rows in (6, 4, 1, 7, 3, 2):
+                model.answer(frames[:rows], query, candidates=[query, "no", "yes"][:rows])
+        assert not compiled
+    finally:
+        monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "devices", "padded"),
+    [
+        (1, 64, 1, 1),
+        (3, 64, 1, 4),
+        (33, 64, 1, 64),
+        (5, 7, 1, 7),
+        (1, 24, 8, 8),
+        (17, 24, 8, 24),
+    ],
+)
+def test_a_batch_is_a_power_of_two_for_each_device(rows, size, devices, padded):
+    assert padded_rows(rows, size, devices) == padded
 
 
 def test_the_untrained_twin_has_other_weights(model, frames):
@@ -97,3 +197,14 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UsageError, match="is neither a work directory"):
         inference.load(tmp_path / "checkpoints" / "5")
+
+
+def test_a_stream_is_spoken_about_where_it_changes(model):
+    """Two scenes: a text at the beginning and one at the change, none between."""
+    rng = np.random.default_rng(4)
+    scenes = [rng.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(2)]
+    frames = (scenes[i // 30] for i in range(60))
+    bank = ["one thing", "two things", "a cat grows", "it blinks"]
+    spoken = list(model.stream(frames, 10.0, window=1.0, bank=bank, threshold=1e-4))
+    assert [round(start) for start, _, _ in spoken] == [0, 3]
+    assert all(text in bank and -1 <= score <= 1 for _, text, score in spoken)

@@ -90,7 +90,7 @@ def open_weights(directory: pathlib.Path) -> tuple[list[Weights], dict[str, np.n
     workdir, step = inference.find_run(directory)
     config = inference.run_config(workdir)
     template = abstract_state(config, make_mesh(devices=jax.local_devices()[:1]))[1]
-    params = inference.restore_run(workdir, step, config, to_items(template)["params"])
+    _, params = inference.restore_run(workdir, step, config, to_items(template)["params"])
     arrays = {name: np.asarray(x) for name, x in parts.flatten(params).items()}
     found = [
         Weights(name, section, lambda path, name=name: arrays[f"{name}/{path}"])

@@ -5,6 +5,7 @@ mistyped field never trains with a default. Checks across fields stand in `__pos
 """
 
 from jepa_jax.config.data import DataConfig, DatasetConfig, FieldMap
+from jepa_jax.config.decoder import DecoderConfig
 from jepa_jax.config.model import (
     BertConfig,
     LlamaConfig,
@@ -14,6 +15,7 @@ from jepa_jax.config.model import (
     YEncoderConfig,
 )
 from jepa_jax.config.run import (
+    AdamWConfig,
     CheckpointConfig,
     Config,
     EvalConfig,
@@ -25,11 +27,13 @@ from jepa_jax.config.run import (
 from jepa_jax.config.types import Remat
 
 __all__ = [
+    "AdamWConfig",
     "BertConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
     "DatasetConfig",
+    "DecoderConfig",
     "EvalConfig",
     "FieldMap",
     "InitConfig",

@@ -81,7 +81,7 @@ class LearningRateFactors:
 
 
 @dataclass(**OPTIONS)
-class OptimConfig:
+class AdamWConfig:
     """AdamW. `final_fraction` is where the cosine ends, as a fraction of `learning_rate`."""
 
     learning_rate: PositiveFloat = 5e-5
@@ -93,6 +93,12 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     weight_decay: Factor = 0.0
     clip_norm: PositiveFloat | None = 1.0
+
+
+@dataclass(**OPTIONS)
+class OptimConfig(AdamWConfig):
+    """AdamW with a learning-rate factor per part."""
+
     factors: LearningRateFactors = LearningRateFactors()
 
     def __post_init__(self):

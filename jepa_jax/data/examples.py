@@ -67,19 +67,48 @@ def possible_targets(pair: Pair, dataset: DatasetConfig) -> tuple[str, ...]:
     return pair.targets
 
 
-def _draw(rng: np.random.Generator, options: Sequence[str]) -> str:
-    # Without a choice no number is drawn.
+def draw_one(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of the options; without a choice no number is drawn."""
     return options[int(rng.integers(len(options)))] if len(options) > 1 else options[0]
 
 
-class MakeExample(grain.transforms.RandomMap):
-    """Index of a record to `Example`: Q of its pairs, drawn by weight; frames or visual tokens.
+class Drawn(grain.transforms.RandomMap):
+    """Index of a record to `Example`, by a subclass's `make`.
 
     A record that cannot be used is replaced by another of the same dataset, drawn by the same random
     numbers: which one depends on (seed, place) alone.
 
     Args:
       index: the records that may replace one another.
+    """
+
+    def __init__(self, dataset: DatasetConfig, source: Source, index: Sequence[int]):
+        self.dataset = dataset
+        self.source = source
+        self._index = index
+
+    def make(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A record's arrays. Raises BadRecordError."""
+        raise NotImplementedError
+
+    def random_map(self, index: int, rng: np.random.Generator) -> Example:
+        """Raises TooManyBadRecordsError: `TRIES` records in a row cannot be used."""
+        bad: list[BadRecordError] = []
+        while len(bad) < TRIES:
+            try:
+                return Example(self.make(int(index), rng), tuple(bad))
+            except BadRecordError as error:
+                bad.append(error.with_traceback(None))
+            index = self._index[int(rng.integers(len(self._index)))]
+        raise TooManyBadRecordsError(
+            f"{TRIES} records of {self.dataset.label} in a row cannot be used: {by_cause(bad)}"
+        )
+
+
+class MakeExample(Drawn):
+    """Q of a record's pairs, drawn by weight; frames or visual tokens.
+
+    Args:
       features: has `visual(index)`, [N, D] bfloat16, in place of frames; or None.
       lengths: of query and target, in tokens.
     """
@@ -94,9 +123,7 @@ class MakeExample(grain.transforms.RandomMap):
         features,
         lengths: tuple[int, int],
     ):
-        self._dataset = dataset
-        self._source = source
-        self._index = index
+        super().__init__(dataset, source, index)
         self._tokenizers = tokenizers
         self._features = features
         self._lengths = lengths
@@ -104,36 +131,23 @@ class MakeExample(grain.transforms.RandomMap):
         self._limits = Limits.of(config.data)
         self._size = {"resize": config.data.resize, "crop": config.model.x_encoder.image_size}
 
-    def random_map(self, index: int, rng: np.random.Generator) -> Example:
-        """Raises TooManyBadRecordsError: `TRIES` records in a row cannot be used."""
-        bad: list[BadRecordError] = []
-        while len(bad) < TRIES:
-            try:
-                return Example(self._make(int(index), rng), tuple(bad))
-            except BadRecordError as error:
-                bad.append(error.with_traceback(None))
-            index = self._index[int(rng.integers(len(self._index)))]
-        raise TooManyBadRecordsError(
-            f"{TRIES} records of {self._dataset.label} in a row cannot be used: {by_cause(bad)}"
-        )
-
-    def _make(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def make(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # Before anything is drawn: a record whose media cannot be read takes no random numbers, so that a
         # run from a cache has the examples of a run from frames.
         if self._features is None:
-            record = self._source[index]
+            record = self.source[index]
             name, pairs = record.name, record.pairs
             seen = {"frames": self._frames(record, rng)}
         else:
-            name, pairs = self._source.name(index), self._source.pairs(index)
+            name, pairs = self.source.name(index), self.source.pairs(index)
             seen = {"visual": self._features.visual(index)}
         return {**seen, **self._texts(pairs, name, rng)}
 
     def _frames(self, record: Record, rng: np.random.Generator) -> np.ndarray:
-        random_span = {"rng": rng} if self._dataset.span == "random" else {}
+        random_span = {"rng": rng} if self.dataset.span == "random" else {}
         return read_frames(
             record.media,
-            self._dataset.frames,
+            self.dataset.frames,
             **self._size,
             name=record.name,
             limits=self._limits,
@@ -141,13 +155,13 @@ class MakeExample(grain.transforms.RandomMap):
         )
 
     def _texts(self, pairs: Sequence[Pair], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        odds = pair_odds(pairs, self._dataset, name)
+        odds = pair_odds(pairs, self.dataset, name)
         # No pair twice, unless the record has too few.
         repeats = self._count > np.count_nonzero(odds)
         drawn = [pairs[i] for i in rng.choice(len(pairs), self._count, replace=repeats, p=odds)]
-        templates = self._dataset.query_templates
-        queries = [with_template(_draw(rng, templates), pair.query) for pair in drawn]
-        targets = [_draw(rng, possible_targets(pair, self._dataset)) for pair in drawn]
+        templates = self.dataset.query_templates
+        queries = [with_template(draw_one(rng, templates), pair.query) for pair in drawn]
+        targets = [draw_one(rng, possible_targets(pair, self.dataset)) for pair in drawn]
         query_ids, query_mask = self._tokenizers[0].batch(queries, self._lengths[0])
         target_ids, target_mask = self._tokenizers[1].batch(targets, self._lengths[1])
         return {

@@ -45,8 +45,12 @@ def identity(sources: Sequence[Source]) -> str:
     return hashlib.sha256(names.encode()).hexdigest()[:24]
 
 
-def _check_pairs(source: Source, dataset: DatasetConfig) -> None:
-    """A mistake in the weights comes out now, not in a thread."""
+def check_pairs(source: Source, dataset: DatasetConfig) -> None:
+    """A mistake in the weights comes out now, not in a thread.
+
+    Raises:
+      ValueError: none of the kinds of pair that the first records have has odds.
+    """
     kinds: set[str] = set()
     for i in range(min(len(source), _LOOKED_AT)):
         try:
@@ -129,7 +133,7 @@ def batches(
     for source, dataset in zip(sources, data.datasets, strict=True):
         if not len(source):
             raise ValueError(f"{dataset.label} has no records")
-        _check_pairs(source, dataset)
+        check_pairs(source, dataset)
         if len(data.length_buckets) == 1:
             assigned.append(range(len(source)))
             continue

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from jepa_jax.config import Config
+from jepa_jax.config import Config, DecoderConfig
 
 # Names that stand for files shipped with the package.
 SHIPPED = {"emoji_motion": pathlib.Path(__file__).parent / "emoji_motion" / "tokenizer"}
@@ -37,6 +37,7 @@ class Tokenizer:
             ) from error
         # Llama's tokenizer has no padding token. Padding is masked everywhere, so any id serves.
         self.pad_id = self._tokenizer.pad_token_id or 0
+        self.name = name
         self.prefix = prefix
         self._vocab_size = len(self._tokenizer) if vocab_size is None else vocab_size
         self._start()
@@ -46,10 +47,12 @@ class Tokenizer:
         self._lock = threading.Lock()
         # Texts repeat: most of them are looked up, not encoded again.
         self._row = functools.lru_cache(maxsize=2**16)(self._pad)
+        self._row_to_write = functools.lru_cache(maxsize=2**16)(self._pad_to_write)
 
     def __getstate__(self) -> dict:
         """For worker processes, each of which has a lock and a memory of its own."""
-        return {name: x for name, x in vars(self).items() if name not in ("_lock", "_row")}
+        own = ("_lock", "_row", "_row_to_write")
+        return {name: x for name, x in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
@@ -84,6 +87,10 @@ class Tokenizer:
         with self._lock:
             return [len(ids) for ids in self._tokenizer([self.prefix + t for t in texts])["input_ids"]]
 
+    def count(self, text: str) -> int:
+        """Tokens of one text, special ones included."""
+        return self.counts([text])[0]
+
     def __call__(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions.
 
@@ -96,6 +103,34 @@ class Tokenizer:
         ids, mask = self._row(text, length)
         return ids.copy(), mask.copy()
 
+    @property
+    def end_id(self) -> int:
+        """The token that ends a text.
+
+        Raises:
+          ValueError: the tokenizer has none.
+        """
+        for found in (self._tokenizer.eos_token_id, self._tokenizer.sep_token_id):
+            if found is not None:
+                return found
+        raise ValueError(f"tokenizer {self.name!r} has no token that ends a text: a decoder needs one")
+
+    def batch_to_write(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a decoder writes: ids [B, L] int32 and mask [B, L] bool, without special tokens but the
+        one that ends a text; a text that is cut does not end."""
+        rows = [self._row_to_write(text, length) for text in texts]
+        return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+
+    def _pad_to_write(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:
+            found = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._padded(text, [*found, self.end_id][:length], length)
+
+    def text(self, ids: np.ndarray) -> str:
+        """A text from what a decoder wrote: ids [L] up to the one that ends it."""
+        end = np.flatnonzero(ids == self.end_id)
+        return self._tokenizer.decode(ids[: end[0]] if len(end) else ids, skip_special_tokens=True).strip()
+
     def _pad(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         found = self._encode(text, length)
         if len(found) > length:
@@ -103,6 +138,9 @@ class Tokenizer:
                 f"a length of {length} in data.length_buckets is too short for the tokenizer's special "
                 f"tokens alone: give at least {self._tokenizer.num_special_tokens_to_add()}"
             )
+        return self._padded(text, found, length)
+
+    def _padded(self, text: str, found, length: int) -> tuple[np.ndarray, np.ndarray]:
         highest = max(found, default=0)
         if highest >= self._vocab_size:
             token = self._tokenizer.convert_ids_to_tokens(highest)
@@ -129,13 +167,33 @@ def load_tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:
     data, model = config.data, config.model
     query = Tokenizer(data.query_tokenizer, vocab_size=model.predictor.vocab_size)
     target = Tokenizer(data.target_tokenizer, data.target_prefix, model.y_encoder.vocab_size)
-    for tokenizer, name, part, vocab_size in (
-        (query, data.query_tokenizer, "predictor", model.predictor.vocab_size),
-        (target, data.target_tokenizer, "y_encoder", model.y_encoder.vocab_size),
+    for tokenizer, part, vocab_size in (
+        (query, "model.predictor", model.predictor.vocab_size),
+        (target, "model.y_encoder", model.y_encoder.vocab_size),
     ):
-        if len(tokenizer) > vocab_size:
-            raise ValueError(
-                f"tokenizer {name!r} needs {len(tokenizer)} rows, but model.{part}.vocab_size="
-                f"{vocab_size}: raise it"
-            )
+        _check_rows(tokenizer, part, vocab_size)
     return query, target
+
+
+def load_decoder_tokenizer(config: DecoderConfig) -> Tokenizer:
+    """A decoder's tokenizer.
+
+    Raises:
+      ValueError: it needs more rows than the decoder's table has, or has no token that ends a text.
+    """
+    tokenizer = Tokenizer(config.tokenizer, vocab_size=config.llama.vocab_size)
+    _check_rows(tokenizer, "llama", config.llama.vocab_size)
+    if tokenizer.end_id >= config.llama.vocab_size:
+        raise ValueError(
+            f"tokenizer {config.tokenizer!r} ends a text with id {tokenizer.end_id}, but "
+            f"llama.vocab_size={config.llama.vocab_size}: raise it"
+        )
+    return tokenizer
+
+
+def _check_rows(tokenizer: Tokenizer, part: str, vocab_size: int) -> None:
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"tokenizer {tokenizer.name!r} needs {len(tokenizer)} rows, but {part}.vocab_size="
+            f"{vocab_size}: raise it"
+        )

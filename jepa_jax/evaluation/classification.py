@@ -1,11 +1,16 @@
 """Open-vocabulary classification: the nearest candidate text wins."""
 
+import functools
+from collections.abc import Sequence
+
 import numpy as np
 
+from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
 from jepa_jax.evaluation.retrieval import ranks
+from jepa_jax.flags import UsageError
 
 
-def class_embeddings(embed_text, phrasings: list[list[str]]) -> np.ndarray:
+def class_embeddings(embed_text, phrasings: Sequence[Sequence[str]]) -> np.ndarray:
     """One unit vector per class: the mean of its phrasings' embeddings, normalised.
 
     Args:
@@ -21,6 +26,11 @@ def class_embeddings(embed_text, phrasings: list[list[str]]) -> np.ndarray:
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
+def phrased(name: str, templates: Sequence[str]) -> list[str]:
+    """A class in each template, "{}" being its name."""
+    return [template.replace("{}", name) for template in templates]
+
+
 def top_k_metrics(
     predicted: np.ndarray, classes: np.ndarray, labels: np.ndarray, ks: tuple[int, ...]
 ) -> dict[str, dict]:
@@ -34,3 +44,49 @@ def top_k_metrics(
         }
         for k in ks
     }
+
+
+def class_mean_recall(
+    predicted: np.ndarray, classes: np.ndarray, labels: np.ndarray, k: int
+) -> dict[str, float]:
+    """Recall within the k nearest classes, averaged over the classes that occur, so that rare ones
+    count as much as frequent ones: [B, E], [classes, E], [B] int."""
+    found = ranks(predicted, classes, labels[:, None] == np.arange(len(classes))) <= k
+    counts = np.bincount(labels)
+    hits = np.bincount(labels, weights=found)
+    occurs = counts > 0
+    return {
+        "value": float(np.mean(hits[occurs] / counts[occurs])),
+        "chance": min(1.0, k / len(classes)),
+        "n": len(labels),
+    }
+
+
+def checked(classes: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    """The classes, if there is something to choose from.
+
+    Raises:
+      UsageError: there are fewer than two.
+    """
+    if len(classes) < 2:
+        raise UsageError(f"classification among {len(classes)} class says nothing: at least two are needed")
+    return classes
+
+
+def _score(
+    items: Sequence[Item], predicted: np.ndarray, model: Answers, *, classes: Sequence[Sequence[str]]
+) -> Metrics:
+    labels = np.array([item.answer for item in items])
+    return top_k_metrics(predicted, class_embeddings(model.embed_text, classes), labels, ks=(1, 5))
+
+
+def benchmark(
+    items: Sequence[Item], classes: Sequence[Sequence[str]], unknown: dict[str, str] | None = None
+) -> Benchmark:
+    """Top-1 and top-5 of items whose answers are indices of classes, given as their texts.
+
+    Raises:
+      UsageError: there are fewer than two classes.
+    """
+    score = functools.partial(_score, classes=checked(classes))
+    return Benchmark(items=items, score=score, unknown=unknown or {}, classes=classes)

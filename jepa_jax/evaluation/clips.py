@@ -97,6 +97,7 @@ class Subject:
         self._visual = model.encode_video(frames)
         self._model = model
         self.embed_text = model.embed_text
+        self.decode = model.decode
 
     def answer(self, queries: list[str], index=slice(None)) -> np.ndarray:
         """S^_Y of one query for each of the clips at `index`: [B, E]."""

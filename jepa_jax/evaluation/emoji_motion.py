@@ -7,9 +7,11 @@ from jepa_jax.config import EvalConfig
 from jepa_jax.data.emoji_motion import texts
 from jepa_jax.data.emoji_motion.scene import MOTIONS
 from jepa_jax.data.emoji_motion.things import THINGS
+from jepa_jax.evaluation.captioning import caption_metrics
 from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
 from jepa_jax.evaluation.clips import Clip, Subject
-from jepa_jax.evaluation.retrieval import retrieval_metrics
+from jepa_jax.evaluation.retrieval import ranks, retrieval_metrics
+from jepa_jax.evaluation.wording import spread_metrics
 
 NAMES = [thing.name for thing in THINGS]
 
@@ -89,9 +91,83 @@ def vqa(subject: Subject, clips: list[Clip], _: EvalConfig):
     return metrics
 
 
+def wording(subject: Subject, clips: list[Clip], _: EvalConfig):
+    """How far answers spread over the phrasings of the questions that every clip answers."""
+    questions = {
+        "describe": (None, None),
+        "what_is_it": (
+            [texts.name_phrasings(name) for name in NAMES],
+            [NAMES.index(clip.thing) for clip in clips],
+        ),
+        "how_many": (
+            [texts.count_phrasings(1), texts.count_phrasings(2)],
+            [int(bool(clip.second)) for clip in clips],
+        ),
+    }
+    if all(clip.motion for clip in clips):
+        motions = [texts.motion_phrasings(motion) for motion in MOTIONS]
+        questions["what_does_it_do"] = (motions, [MOTIONS.index(clip.motion) for clip in clips])
+    metrics = {}
+    for kind, (phrasings, labels) in questions.items():
+        answers = np.stack([subject.answer([query] * len(clips)) for query in texts.QUERIES[kind]])
+        classes = None if phrasings is None else class_embeddings(subject.embed_text, phrasings)
+        spread = spread_metrics(answers, classes, None if labels is None else np.array(labels))
+        metrics |= {f"{kind}_{name}": metric for name, metric in spread.items()}
+    return metrics
+
+
+def share(hits: np.ndarray, chance: float) -> dict:
+    """A metric that is a share of yes or no: [n] bool."""
+    return {"value": float(np.mean(hits)) if len(hits) else 0.0, "chance": chance, "n": len(hits)}
+
+
+def nearest_named(subject: Subject, video: np.ndarray) -> list[tuple[str, str]]:
+    """The thing and the motion of the nearest caption of all that name one thing: what an embedding
+    tells, whoever reads it. [B, E] -> B pairs."""
+    pairs = [(name, motion) for name in NAMES for motion in MOTIONS]
+    classes = class_embeddings(subject.embed_text, [texts.caption_phrasings(*pair) for pair in pairs])
+    return [pairs[i] for i in np.argmax(video @ classes.T, axis=1)]
+
+
+def decode(subject: Subject, clips: list[Clip], config: EvalConfig):
+    """The captions that the decoder writes, over the clips that `retrieval` is measured on.
+
+    `named` is the share whose thing and motion are both right, of clips that find their own caption among
+    all of these clips. `nearest_named` is that of the nearest of all captions there could be, in place of
+    the decoder: a gallery of a few hundred is easier than 120 things times 9 motions. `named_as_nearest` is
+    the decoder's share where that nearest is right. Chance is that of a pair taken at random.
+    """
+    if not all(clip.motion for clip in clips):
+        return None
+    index, video, text = caption_embeddings(subject, clips, config.retrieval_clips)
+    found = ranks(video, text, np.eye(len(index), dtype=bool)) == 1
+    shown = [clips[i] for i in index]
+    written = subject.decode(video)
+
+    def right(named):
+        pairs = zip(named, shown, strict=True)
+        return np.array([pair == (clip.thing, clip.motion) for pair, clip in pairs])
+
+    by_text, by_nearest = right(map(texts.named, written)), right(nearest_named(subject, video))
+    chance = 1 / (len(NAMES) * len(MOTIONS))
+    references = [texts.caption_phrasings(clip.thing, clip.motion, clip.second) for clip in shown]
+    return {
+        "named": share(by_text[found], chance),
+        "nearest_named": share(by_nearest[found], chance),
+        "named_as_nearest": share(by_text[by_nearest], chance),
+        "named_of_all": share(by_text, chance),
+        **caption_metrics(written, references),
+    }
+
+
 TASKS = {
     "retrieval": retrieval,
     "what_is_it": what_is_it,
     "what_does_it_do": what_does_it_do,
     "vqa": vqa,
 }
+
+# Not of the end of every training run: it asks each question in all its phrasings.
+ON_REQUEST = {"wording": wording}
+# Those of models that have a decoder.
+TEXT_TASKS = {"decode": decode}

@@ -1,24 +1,38 @@
 """Retrieval metrics from embeddings."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from jepa_jax.evaluation.benchmark import Answers, Item, Metrics
+from jepa_jax.flags import UsageError
 
-def ranks(queries: np.ndarray, gallery: np.ndarray, is_match: np.ndarray) -> np.ndarray:
-    """Rank, from 1, of the best match of each query.
+
+def ranks_of_scores(scores: np.ndarray, is_match: np.ndarray) -> np.ndarray:
+    """Rank, from 1, of the best match of each row.
 
     Ties count against the query: an item that scores as high as the match stands before it, so a
     model that gives everything one embedding ranks last, not first.
 
     Args:
-      queries: [Q, E] and gallery: [P, E], unit vectors.
+      scores: [Q, P], higher is nearer.
       is_match: [Q, P] bool, at least one True in a row.
 
     Returns:
       [Q] int.
+
+    Raises:
+      ValueError: a score is not a number; compared with, it would come first.
     """
-    scores = queries @ gallery.T
+    if not np.isfinite(scores).all():
+        raise ValueError("embeddings that are not numbers cannot be ranked: the model is broken")
     best = np.where(is_match, scores, -np.inf).max(axis=1, keepdims=True)
     return 1 + ((scores >= best) & ~is_match).sum(axis=1)
+
+
+def ranks(queries: np.ndarray, gallery: np.ndarray, is_match: np.ndarray) -> np.ndarray:
+    """`ranks_of_scores` by cosine: [Q, E] and [P, E] unit vectors, [Q, P] bool -> [Q] int."""
+    return ranks_of_scores(queries @ gallery.T, is_match)
 
 
 def recall_metrics(rank: np.ndarray, gallery_size: int, prefix: str) -> dict[str, dict]:
@@ -43,10 +57,39 @@ def recall_metrics(rank: np.ndarray, gallery_size: int, prefix: str) -> dict[str
     return metrics
 
 
-def retrieval_metrics(video: np.ndarray, text: np.ndarray) -> dict[str, dict]:
-    """Both directions over B pairs of unit vectors: [B, E], [B, E]; pair i belongs together."""
-    match = np.eye(len(video), dtype=bool)
+def retrieval_metrics(
+    video: np.ndarray, text: np.ndarray, owner: np.ndarray | None = None
+) -> dict[str, dict]:
+    """Both directions.
+
+    Where videos have several captions, each is a query of text-to-video; in video-to-text a video's
+    captions count as one entry of the gallery, as near as the nearest of them (the protocol of MSVD in
+    the CLIP4Clip line of work).
+
+    Args:
+      video: [B, E] unit vectors.
+      text: [P, E] unit vectors.
+      owner: [P] int, ascending, the video of each text; None where text i is of video i.
+    """
+    owner = np.arange(len(video)) if owner is None else owner
+    right = owner[:, None] == np.arange(len(video))
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    captions = np.maximum.reduceat(video @ text.T, starts, axis=1)
+    own = np.eye(len(video), dtype=bool)
     return {
-        **recall_metrics(ranks(text, video, match), len(video), "text_to_video"),
-        **recall_metrics(ranks(video, text, match), len(text), "video_to_text"),
+        **recall_metrics(ranks(text, video, right), len(video), "text_to_video"),
+        **recall_metrics(ranks_of_scores(captions, own), len(video), "video_to_text"),
     }
+
+
+def score_captions(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metrics:
+    """Retrieval among items whose answers are their captions, one or several.
+
+    Raises:
+      UsageError: there is only one clip.
+    """
+    if len(items) < 2:
+        raise UsageError(f"retrieval among {len(items)} clip says nothing: at least two are needed")
+    texts = [caption for item in items for caption in item.answer]
+    owner = np.repeat(np.arange(len(items)), [len(item.answer) for item in items])
+    return retrieval_metrics(predicted, model.embed_text(texts), owner)

@@ -63,6 +63,19 @@ def attention(
     return out if backend == "splash" else checkpoint_name(out, "attention")
 
 
+def attention_to_cache(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of a few new positions to all that a cache has room for.
+
+    Args:
+      q: [B, L, K, A]. k, v: [B, C, G, A], C the room of the cache.
+      visible: [L, C] bool, which places of the cache each new position sees; the same in all rows.
+
+    Returns:
+      [B, L, K, A] in the type of `q`.
+    """
+    return _xla_attention(q, k, v, visible[None], scale=q.shape[-1] ** -0.5)
+
+
 def choose_backend(length: int, head_size: int, dtype) -> str:
     """The one place that decides: "splash", "cudnn", "blockwise", "dense" or "xla".
 
@@ -112,15 +125,15 @@ def _xla_attention(q, k, v, mask, *, scale: float) -> jax.Array:
     """Query heads are folded into the rows of one matrix product per key-value head: keys and values
     are never repeated. A query that may see nothing gets the mean of all values."""
     b, length, heads, a = q.shape
-    groups = k.shape[2]
+    places, groups = k.shape[1:3]
     fold = heads // groups
     q = (q * scale).reshape(b, length, groups, fold, a).transpose(0, 2, 3, 1, 4)
     q = q.reshape(b, groups, fold * length, a)
     logits = jnp.einsum("BGRA,BGLA->BGRL", q, k.transpose(0, 2, 1, 3)).astype(jnp.float32)
     if mask is not None:
-        logits = logits.reshape(b, groups, fold, length, length)
+        logits = logits.reshape(b, groups, fold, length, places)
         logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-        logits = logits.reshape(b, groups, fold * length, length)
+        logits = logits.reshape(b, groups, fold * length, places)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("BGRL,BGLA->BGRA", weights, v.transpose(0, 2, 1, 3))
     return out.reshape(b, groups, fold, length, a).transpose(0, 3, 1, 2, 4).reshape(b, length, heads, a)

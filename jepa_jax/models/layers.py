@@ -219,6 +219,31 @@ class Stack(nnx.Module):
             x = body(x, jax.tree.unflatten(treedef, layer), per_layer[s])
         return x
 
+    def extend(self, x: jax.Array, cache, context):
+        """Run all layers over new positions; each reads and extends its own part of a cache.
+
+        Args:
+          x: [B, L, D].
+          cache: a pytree with leading axis S, given to layer s as its `extend`'s second argument.
+          context: a pytree every layer is given.
+
+        Returns:
+          [B, L, D], and the cache.
+        """
+
+        def body(x, inputs):
+            layer, part = inputs
+            return self._gather(layer).extend(x, part, context)
+
+        if self.scan:
+            return jax.lax.scan(body, x, (self.stacked, cache))
+        leaves, treedef = jax.tree.flatten((self.stacked, cache))
+        parts = []
+        for layer in zip(*map(jnp.unstack, leaves), strict=True):
+            x, part = body(x, jax.tree.unflatten(treedef, layer))
+            parts.append(part)
+        return x, jax.tree.map(lambda *p: jnp.stack(p), *parts)
+
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over the positions where `mask` holds, in float32: [B, L, D], [B, L] -> [B, D]."""

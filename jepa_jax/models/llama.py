@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jepa_jax.config import LlamaConfig, Remat
-from jepa_jax.models.attention import attention
+from jepa_jax.models.attention import attention, attention_to_cache
 from jepa_jax.models.layers import (
     GatedMLP,
     RMSNorm,
@@ -23,6 +23,9 @@ from jepa_jax.models.layers import (
     rotate_halves,
 )
 from jepa_jax.models.sharded import lookup
+
+# Rotated keys, and values, of the positions so far: [S, B, C, G, A] each, C the room there is.
+Cache = tuple[jax.Array, jax.Array]
 
 
 class Block(nnx.Module):
@@ -44,10 +47,27 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, context, _) -> jax.Array:
         """[B, L, D] -> [B, L, D]; `context` is (valid, rotary table)."""
         valid, table = context
+        return self._after_attention(x, attention(*self._heads(x, table), valid=valid, causal=self.causal))
+
+    def extend(self, x: jax.Array, cache: Cache, context) -> tuple[jax.Array, Cache]:
+        """New positions that see themselves and those before: [B, L, D] -> [B, L, D] and the longer
+        cache of this layer, [B, C, G, A] twice; `context` is (first new position, rotary table of the
+        new ones, visible [L, C])."""
+        start, table, visible = context
+        q, *new = self._heads(x, table)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), start, axis=1)
+            for old, x in zip(cache, new, strict=True)
+        )
+        return self._after_attention(x, attention_to_cache(q, keys, values, visible)), (keys, values)
+
+    def _heads(self, x, table) -> list[jax.Array]:
+        """Rotated queries and keys, and values: [B, L, K, A], [B, L, G, A], [B, L, G, A]."""
         y = self.norm1(x)
         q, k, v = (f(y).reshape(*y.shape[:2], -1, self.head_size) for f in (self.query, self.key, self.value))
-        q, k, v = attention_inputs(rotate_halves(q, table), rotate_halves(k, table), v)
-        y = attention(q, k, v, valid=valid, causal=self.causal)
+        return attention_inputs(rotate_halves(q, table), rotate_halves(k, table), v)
+
+    def _after_attention(self, x, y):
         x = residual(x + self.out(y.reshape(*x.shape[:2], -1)))
         return x + self.mlp(self.norm2(x))
 
@@ -67,7 +87,7 @@ class Llama(nnx.Module):
         )
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
 
-    def context(self, length: int, valid: jax.Array):
+    def context(self, length: int, valid: jax.Array | None):
         """What every block is given: `valid`, and the rotary table of positions 0..L-1."""
         config = self.config
         frequencies = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
@@ -84,6 +104,23 @@ class Llama(nnx.Module):
           [B, L, D].
         """
         return self.norm(self.blocks(x, self.context(x.shape[1], valid)))
+
+    def extend(self, x: jax.Array, cache: Cache, start: jax.Array | int) -> tuple[jax.Array, Cache]:
+        """Hidden states of new positions, causally: each sees itself and those before.
+
+        Args:
+          x: [B, L, D] input embeddings at positions start..start+L-1.
+          cache: of positions 0..start-1.
+
+        Returns:
+          [B, L, D], and the cache of positions 0..start+L-1.
+        """
+        length, room = x.shape[1], cache[0].shape[2]
+        _, whole_table = self.context(room, None)
+        table = [jax.lax.dynamic_slice_in_dim(jnp.asarray(t), start, length) for t in whole_table]
+        visible = jnp.arange(room) <= start + jnp.arange(length)[:, None]
+        x, cache = self.blocks.extend(x, cache, (start, table, visible))
+        return self.norm(x), cache
 
 
 def token_embedding(config: LlamaConfig, *, rngs: nnx.Rngs) -> nnx.Param:
@@ -117,14 +154,32 @@ class LanguageModel(nnx.Module):
         )
         self.dtype = dtype
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """What the blocks take: [B, L] int32 -> [B, L, D]."""
+        return lookup(self.token_embedding[...], tokens, self.width, self.dtype)
+
     def hidden_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D]."""
-        x = lookup(self.token_embedding[...], tokens, self.width, self.dtype)
-        return self.llama(x, mask)
+        return self.llama(self.embed(tokens), mask)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Logits of the next token: [B, L] int32, [B, L] bool -> [B, L, V] float32."""
-        x = self.hidden_states(tokens, mask)
+        return self.logits(self.hidden_states(tokens, mask))
+
+    def empty_cache(self, batch: int, room: int) -> Cache:
+        """A cache for `room` positions of `batch` texts."""
+        config = self.llama.config
+        shape = (config.layers, batch, room, config.kv_heads, config.head_size)
+        return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+
+    def extend(self, x: jax.Array, cache: Cache, start: jax.Array | int) -> tuple[jax.Array, Cache]:
+        """Logits of the token after new positions: [B, L, D] -> [B, V] float32, and the longer cache;
+        the arguments are `Llama.extend`'s."""
+        x, cache = self.llama.extend(x, cache, start)
+        return self.logits(x[:, -1:])[:, 0], cache
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Scores of the token after each hidden state: [B, L, D] -> [B, L, V] float32."""
         if self.output is not None:
             return self.output(x).astype(jnp.float32)
         table = self.token_embedding[...].astype(self.dtype)

@@ -121,3 +121,14 @@ def test_tokens_read_back_as_the_text_and_pad_on_the_right(tokenizer):
 def test_the_shipped_tokenizer_is_the_one_the_script_trains():
     trained = build_tokenizer.train().to_str(pretty=True) + "\n"
     assert trained == (FOLDER / "tokenizer.json").read_text()
+
+
+def test_a_caption_names_its_thing_and_motion_in_every_phrasing():
+    for thing, motion in itertools.product(THINGS, MOTIONS):
+        for second in ("", "dog"):
+            for caption in texts.caption_phrasings(thing.name, motion, second):
+                assert texts.named(caption) == (thing.name, motion)
+    assert texts.named("a dog stands") == ("", "")
+    assert texts.named("a dog dog spins") == ("", "spins")
+    assert texts.named("here is a dog beside a cat that spins") == ("", "")
+    assert texts.named("") == ("", "")

@@ -3,6 +3,8 @@
 Each meaning has several phrasings, the first of which is canonical; no two meanings share one.
 """
 
+import re
+
 import numpy as np
 
 from jepa_jax.data.emoji_motion.scene import MOTIONS, Scene
@@ -90,6 +92,20 @@ def caption_phrasings(thing: str, motion: str, second: str = "") -> list[str]:
         links = ("beside", "near", "next to", "by")
         phrasings = [f"{p} {link} {with_article(second)}" for p, link in zip(phrasings, links, strict=True)]
     return phrasings
+
+
+def named(text: str) -> tuple[str, str]:
+    """Returns the thing and the motion that a caption names, "" for what it does not."""
+    head = re.split(r" (?:beside|near|next to|by) ", text)[0]
+    for start in ("here ", "we see "):
+        head = head.removeprefix(start)
+    motion, said = max(
+        ((m, p) for m, phrasings in MOTION_PHRASINGS.items() for p in phrasings if head.endswith(f" {p}")),
+        key=lambda found: len(found[1]),
+        default=("", ""),
+    )
+    noun = head.removesuffix(said).strip().removesuffix(" that")
+    return next((thing.name for thing in THINGS if with_article(thing.name) == noun), ""), motion
 
 
 def yes_phrasings(name: str) -> list[str]:

@@ -1,0 +1,43 @@
+"""The demo's decoder: the texts of emoji in motion from their embeddings, in minutes on a laptop CPU.
+
+    python -m jepa_jax.train_decoder --config=configs/demo_decoder.py --checkpoint=runs/demo
+    python -m jepa_jax.evaluate --checkpoint=runs/demo --task=decode
+
+Expected on pairs of thing and motion never seen together: thing and motion named right in 36% of the clips
+that find their own caption (the nearest of all captions: 40%), CIDEr 1.4. Some four minutes of CPU time.
+"""
+
+from jepa_jax.config import AdamWConfig, CheckpointConfig, DecoderConfig, LlamaConfig
+
+config = DecoderConfig(
+    name="demo_decoder",
+    llama=LlamaConfig(
+        vocab_size=1024,
+        width=128,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_size=32,
+        mlp_width=256,
+        rope_theta=10_000.0,
+        causal=True,
+    ),
+    prefix_tokens=4,
+    max_length=16,
+    # About as far as the predictor's embedding lies from its text's: the cosine of the two is 0.8.
+    noise=0.7,
+    # Captions above all, for they are what is hard.
+    pair_weights=(
+        ("describe", 4.0),
+        ("what_is_it", 1.0),
+        ("what_does_it_do", 1.0),
+        ("is_present", 0.5),
+        ("how_many", 0.5),
+    ),
+    optim=AdamWConfig(
+        learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, weight_decay=0.01
+    ),
+    checkpoint=CheckpointConfig(every=250, best_metric="loss"),
+    steps=1200,
+    batch_size=128,
+)

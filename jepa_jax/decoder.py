@@ -1,0 +1,153 @@
+"""A trained Y-Decoder for use: embeddings in, texts out."""
+
+import contextlib
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jepa_jax import flags
+from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
+from jepa_jax.config import DecoderConfig
+from jepa_jax.data.tokenizer import Tokenizer, load_decoder_tokenizer
+from jepa_jax.models import generation
+from jepa_jax.models.vl_jepa import unit
+from jepa_jax.models.y_decoder import YDecoder
+from jepa_jax.part_models import in_batches
+
+
+def _prefix(state, graphdef, embedding):
+    decoder = nnx.merge(graphdef, state)
+    return decoder.language_model, decoder.prefix(unit(embedding))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "length", "end"))
+def _greedy(state, embedding, graphdef, length, end):
+    return generation.greedy(*_prefix(state, graphdef, embedding), length=length, end=end)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "length", "end"))
+def _sample(state, embedding, row, graphdef, seed, temperature, top_k, top_p, length, end):
+    # A row's draws depend on its number, not on the batch it comes in.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "length": length, "end": end}
+    return generation.sample(*_prefix(state, graphdef, embedding), keys, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "beams", "length", "end"))
+def _beam_search(state, embedding, graphdef, beams, length, end):
+    options = {"beams": beams, "length": length, "end": end}
+    return generation.beam_search(*_prefix(state, graphdef, embedding), **options)
+
+
+class Decoder:
+    """A Y-Decoder with its tokenizer.
+
+    Args:
+      batch_size: the most rows that are decoded at a time.
+    """
+
+    def __init__(self, module: YDecoder, config: DecoderConfig, tokenizer: Tokenizer, batch_size: int):
+        self.config = config
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._graphdef, self._state = nnx.split(module)
+
+    @property
+    def module(self) -> YDecoder:
+        """The Flax module with its parameters."""
+        return nnx.merge(self._graphdef, self._state)
+
+    def __call__(
+        self,
+        embeddings: np.ndarray,
+        *,
+        beams: int = 1,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """The texts that embeddings stand for: [B, E] -> B texts.
+
+        Args:
+          beams: over 1, beam search; else the likeliest token each time.
+          temperature: over 0, tokens are drawn at random from the logits divided by it.
+          top_k, top_p: only of so many of the likeliest, and of those that together have so much of
+            the probability.
+          seed: of what is drawn; row b of one seed is always the same text.
+
+        Raises:
+          ValueError: values out of range, or that contradict each other.
+        """
+        vocabulary = self.config.llama.vocab_size
+        if not 1 <= beams <= vocabulary // 2:
+            raise ValueError(f"beams={beams} must be between 1 and half the vocabulary, {vocabulary // 2}")
+        if not (temperature >= 0 and np.isfinite(temperature)):
+            raise ValueError(f"temperature={temperature} must be 0 or more")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} must be 1 or more")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p} must be over 0 and at most 1")
+        if beams > 1 and temperature:
+            raise ValueError(
+                f"beams={beams} and temperature={temperature}: give one, beam search draws nothing"
+            )
+        if not temperature and (top_k is not None or top_p is not None):
+            raise ValueError("top_k and top_p are for what is drawn at random: give a temperature over 0")
+        arrays = [embeddings]
+        options = {"length": self.config.max_length, "end": self._tokenizer.end_id}
+        if temperature:
+            arrays.append(np.arange(len(embeddings), dtype=np.int32))
+            options |= {
+                "seed": np.uint32(seed),
+                "temperature": np.float32(temperature),
+                "top_k": np.int32(vocabulary if top_k is None else top_k),
+                "top_p": np.float32(1.0 if top_p is None else top_p),
+            }
+            function = _sample
+        elif beams > 1:
+            options["beams"] = beams
+            function = _beam_search
+        else:
+            function = _greedy
+        run = functools.partial(function, **options)
+        tokens = in_batches(run, self._state, self._graphdef, self._batch_size, *arrays)
+        return [self._tokenizer.text(row) for row in tokens]
+
+
+def is_decoder(directory: pathlib.Path) -> bool:
+    """Whether a folder holds a decoder, trained or in training."""
+    return (directory / "config.json").is_file() and (directory / "checkpoints").is_dir()
+
+
+def load_decoder(
+    directory: pathlib.Path, embedding_size: int, *, run_step: int | None, batch_size: int
+) -> Decoder:
+    """The decoder that `python -m jepa_jax.train_decoder` wrote: its last whole checkpoint.
+
+    Args:
+      embedding_size, run_step: of the model whose embeddings it shall decode.
+
+    Raises:
+      UsageError: it has no whole checkpoint, or is another model's.
+    """
+    file = directory / "config.json"
+    config = flags.config_from_json(file.read_text(), str(file), DecoderConfig)
+    if config.run_step != run_step:
+        raise flags.UsageError(
+            f"{directory} decodes the embeddings of step {config.run_step}, and the model is that of step "
+            f"{run_step}: load WORKDIR/checkpoints/{config.run_step}, or train another decoder"
+        )
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: YDecoder(config, embedding_size, rngs=nnx.Rngs(0))))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    checkpointer = Checkpointer(directory / "checkpoints", config.checkpoint, read_only=True)
+    with contextlib.closing(checkpointer), flags.as_usage_errors(DamagedCheckpointError, ValueError):
+        found = checkpointer.restore_latest({"params": template})
+        tokenizer = load_decoder_tokenizer(config)
+    if found is None:
+        raise flags.UsageError(f"{directory} has no checkpoint yet")
+    return Decoder(nnx.merge(graphdef, found[1]["params"]), config, tokenizer, batch_size)

@@ -1,0 +1,67 @@
+"""CIDEr of decoded texts, by pycocoevalcap on words split here: its own tokenizer needs Java."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from jepa_jax.evaluation.benchmark import Answers, Item, Metrics, decoder_of
+from jepa_jax.flags import UsageError
+
+# Numbers with their dots and commas, words with the hyphens and apostrophes inside them.
+_WORD = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|\w+(?:[-']\w+)*")
+_CONTRACTION = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))$")
+
+
+def words(text: str) -> list[str]:
+    """A text's words, lower case, without punctuation.
+
+    Near to the Penn Treebank's tokenizer that published figures use: contractions are split ("don't"
+    is "do n't", "man's" is "man 's"), hyphenated words are one.
+    """
+    found = []
+    for word in _WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
+        found += _CONTRACTION.sub(r" \1", word).split()
+    return found
+
+
+def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """CIDEr-D of each of B texts against its references: [B], 1.0 being what papers print as 100.
+
+    The weights of n-grams come from all the references, so a score depends on the whole set.
+
+    Raises:
+      UsageError: pycocoevalcap is not installed, or there is one text alone, which always scores 0.
+      ValueError: a text has no references.
+    """
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise UsageError("CIDEr needs pycocoevalcap: pip install 'jepa_jax[eval]'") from error
+    if len(candidates) < 2:
+        raise UsageError(
+            f"CIDEr weighs words by how many clips they tell apart: {len(candidates)} is too few"
+        )
+    if not all(references):
+        raise ValueError("CIDEr of a text needs at least one reference")
+    hypotheses = {i: [" ".join(words(text))] for i, text in enumerate(candidates)}
+    truths = {i: [" ".join(words(text)) for text in texts] for i, texts in enumerate(references)}
+    return Cider().compute_score(truths, hypotheses)[1]
+
+
+def caption_metrics(written: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
+    """{"cider": ..} of B texts against their references; chance is that of the same texts, each given
+    to the next clip."""
+    moved = [*written[1:], *written[:1]]
+    return {
+        "cider": {
+            "value": float(cider(written, references).mean()),
+            "chance": float(cider(moved, references).mean()),
+            "n": len(written),
+        }
+    }
+
+
+def score_texts(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metrics:
+    """CIDEr of what the model says of items whose answers are their reference captions."""
+    return caption_metrics(decoder_of(model)(predicted), [item.answer for item in items])

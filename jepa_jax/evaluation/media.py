@@ -1,0 +1,69 @@
+"""The media of a benchmark: one folder, in whatever layout it was downloaded."""
+
+import os
+import pathlib
+from collections import defaultdict
+
+from jepa_jax.flags import UsageError
+
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+SUFFIXES = {*IMAGES, *VIDEOS}
+
+
+class MissingMediaError(ValueError):
+    """No file, or no single one, for a name."""
+
+
+def _without_suffix(path: pathlib.PurePosixPath) -> tuple[str, ...]:
+    suffix = path.suffix.lower()
+    return path.with_suffix("").parts if suffix in SUFFIXES else path.parts
+
+
+def _in_order(folders: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    """Whether `folders` occur in a path in that order."""
+    rest = iter(path)
+    return all(folder in rest for folder in folders)
+
+
+class MediaFolder:
+    """Finds files by the names that annotations give them.
+
+    Suffixes do not count: annotations often name a format that was re-encoded since. The folders of a
+    name must occur in a file's path in their order, others before and between them or not. Names are
+    looked up among the files that are there and never joined to a path, so none leads out of the folder.
+    """
+
+    def __init__(self, folder: str | pathlib.Path):
+        self._folder = pathlib.Path(folder).absolute()
+        if not self._folder.is_dir():
+            raise UsageError(f"--media={folder}: no such folder")
+        self._by_name: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        self._files: dict[tuple[str, ...], list[pathlib.Path]] = defaultdict(list)
+        for place, _, names in os.walk(self._folder):
+            for name in names:
+                file = pathlib.Path(place, name)
+                if file.suffix.lower() in SUFFIXES:
+                    parts = _without_suffix(pathlib.PurePosixPath(file.relative_to(self._folder)))
+                    if not self._files[parts]:
+                        self._by_name[parts[-1]].append(parts)
+                    self._files[parts].append(file)
+
+    def find(self, name: str) -> pathlib.Path:
+        """The file of a name such as "id", "id.mp4" or "folder/id".
+
+        Raises:
+          MissingMediaError: there is none, there are several, or it leads out of the folder.
+        """
+        wanted = _without_suffix(pathlib.PurePosixPath(name))
+        found = self._by_name.get(wanted[-1], []) if wanted else []
+        fitting = [parts for parts in found if _in_order(wanted[:-1], parts[:-1])]
+        files = [file for parts in fitting for file in self._files[parts]]
+        if not files:
+            raise MissingMediaError("no such media file")
+        if len(files) > 1:
+            some = ", ".join(str(file.relative_to(self._folder)) for file in sorted(files)[:3])
+            raise MissingMediaError(f"{len(files)} media files of that name: {some}")
+        if not files[0].resolve().is_relative_to(self._folder.resolve()):
+            raise MissingMediaError("media outside its folder: a link leads there")
+        return files[0]

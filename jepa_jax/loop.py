@@ -1,0 +1,127 @@
+"""What every training command does: step after step, saves, stops when told, goes on where it was."""
+
+import contextlib
+import pathlib
+import signal
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from jepa_jax import distributed, flags
+from jepa_jax.checkpoint import Checkpointer
+from jepa_jax.data.bad_records import BadRecords
+from jepa_jax.data.loader import Loader
+from jepa_jax.metrics import RunLog
+from jepa_jax.sharding import shard_global_batch
+from jepa_jax.state import TrainState, to_items
+
+
+class StopFlag:
+    """Set by SIGTERM and SIGINT; the loop looks at it between steps. A second signal kills.
+
+    Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._set)
+
+    def look(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if distributed.asked_to_stop(step):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
+
+    def _set(self, number, _):
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def run_steps(
+    step_fn: Callable,
+    state: TrainState,
+    loader: Loader,
+    start: int,
+    config,
+    workdir: pathlib.Path,
+    *,
+    mesh: Mesh,
+    checkpointer: Checkpointer,
+    stop: StopFlag,
+    bad: BadRecords,
+    data_identity: str,
+    score: Callable[[TrainState], dict[str, float]] | None = None,
+    after: Callable[[dict[str, float]], None] = lambda scalars: None,
+) -> tuple[TrainState, bool]:
+    """Steps `start` + 1 to `config.steps`, or until `stop` says so; logs, and saves on the way and last.
+
+    Args:
+      step_fn: (state, batch on the devices) -> the next state and scalars.
+      loader: of the batches from `start` on; it is closed at the end.
+      config: the run's, with `steps`, `checkpoint` and what `RunLog` takes.
+      bad: what the loader counts.
+      data_identity: of the sources, kept with the position in them.
+      after: is given each step's scalars.
+      score: of a state about to be saved, for the log and for which checkpoint is the best.
+
+    Returns:
+      The state, and whether it is that of the last step.
+
+    Raises:
+      NotFiniteError: the loss or the gradient norm is NaN or infinite.
+      TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
+    """
+    unlogged = None
+    log = RunLog(workdir, config, start, write=distributed.is_main())
+    with contextlib.closing(log), contextlib.closing(loader):
+        for step in range(start + 1, config.steps + 1):
+            # Step N - 1 is under way while batch N is waited for and put on the devices.
+            with log.data_wait():
+                batch = shard_global_batch(next(loader), mesh)
+            state, metrics = step_fn(state, batch)
+            # Step N is under way before step N - 1 is read, so the device never waits for us.
+            if unlogged:
+                after(log.step(*unlogged))
+            unlogged = (step, metrics, bad.total)
+            stopping = stop.look(step)
+            if step % config.checkpoint.every and step < config.steps and not stopping:
+                continue
+            scores = log.step(*unlogged)  # raises before a state that is not finite is saved
+            unlogged = None
+            if score:
+                found = score(state)
+                log.write(step, found)
+                scores |= found
+            position = {**loader.get_state(), "sources": data_identity}
+            checkpointer.save(step, to_items(state), position, scores)
+            bad.save()
+            if stopping and step < config.steps:
+                checkpointer.wait()
+                if distributed.is_main():
+                    print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
+                return state, False
+    checkpointer.wait()
+    return state, True
+
+
+def check_workdir(config, workdir: pathlib.Path, free: set[str]) -> None:
+    """Raise UsageError where the work directory holds a run of another config; the fields in `free`
+    may differ."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    old = flags.flatten(flags.config_from_json(file.read_text(), str(file), type(config)))
+    new = flags.flatten(config)
+    changed = [
+        f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in free
+    ]
+    if changed:
+        raise flags.UsageError(
+            f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
+            f"{'; ...' if len(changed) > 3 else ''}): name another --workdir"
+        )

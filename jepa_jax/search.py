@@ -1,0 +1,127 @@
+"""Search a collection of embedded videos by text.
+
+    python -m jepa_jax.search "a dog spins" --index=DIR --checkpoint=DIR [--top=8] [--out=FILE]
+
+--index is what `python -m jepa_jax.embed --out` named. The FAISS index is built at the first search and
+saved there. Prints the nearest videos as a table and draws frames of them (default: search.png).
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import time
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jepa_jax import flags, inference
+from jepa_jax.config import DatasetConfig
+from jepa_jax.embed import checksum
+from jepa_jax.embeddings import index as indexing
+from jepa_jax.embeddings import table
+from jepa_jax.embeddings.collection import DatasetCollection, LeftOut
+from jepa_jax.embeddings.table import Manifest, Row, Rows
+from jepa_jax.inference import Model
+
+
+def open_index(folder: pathlib.Path, manifest: Manifest, rows: int, kind: indexing.Kind | None):
+    """The FAISS index of a folder of embeddings; see `indexing.opened`."""
+    return indexing.opened(
+        folder,
+        lambda: table.embeddings_of(folder, manifest),
+        rows,
+        manifest.size,
+        kind or indexing.kind_for(rows, manifest.size),
+        dataclasses.asdict(manifest),
+    )
+
+
+def format_table(hits: list[tuple[float, Row]]) -> str:
+    """Rank, cosine, name, metadata."""
+    width = max(len(row.name) for _, row in hits)
+    lines = []
+    for rank, (score, row) in enumerate(hits, 1):
+        said = row.metadata.get("texts") or row.metadata
+        first = said[0] if isinstance(said, list) else str(said)
+        lines.append(f"{rank:4}  {score:6.3f}  {row.name.ljust(width)}  {first}")
+    return "\n".join(lines)
+
+
+def draw(path: pathlib.Path, text: str, hits: list[tuple[float, Row, np.ndarray]], shown: int = 4) -> None:
+    """A strip of frames for each hit, in rows of two, best first: frames [T, H, W, C] uint8."""
+    columns = min(2, len(hits))
+    rows = -(-len(hits) // columns)
+    figure = Figure(figsize=(6.2 * columns, 1.9 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.axis("off")
+    for rank, (panel, (score, row, frames)) in enumerate(zip(panels, hits, strict=False), 1):
+        picked = frames[np.linspace(0, len(frames) - 1, min(shown, len(frames))).astype(int)]
+        panel.imshow(np.concatenate(list(picked), axis=1), interpolation="nearest")
+        said = row.metadata.get("texts")
+        caption = f": {said[0]}" if said else ""
+        title = f"{rank}.  {score:.3f}  {row.name}{caption}"
+        panel.set_title(title if len(title) <= 72 else title[:71] + "…", fontsize=9, loc="left")
+    figure.suptitle(f"“{text}”", x=0.01, ha="left", fontsize=13)
+    figure.savefig(path, dpi=110)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line's values."""
+    parser = flags.parser(__doc__)
+    parser.add_argument("text", help="what is looked for")
+    parser.add_argument("--index", required=True, metavar="DIR", help="what jepa_jax.embed wrote")
+    parser.add_argument("--checkpoint", required=True, help="the model that embedded it")
+    parser.add_argument("--top", type=int, default=8, help="how many are shown")
+    parser.add_argument("--kind", choices=("exact", "ivf"), help="of index (default: by size)")
+    parser.add_argument("--out", default="search.png", metavar="FILE")
+    values, overrides = flags.parse(arguments, parser)
+    if overrides:
+        raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
+    if values.top < 1:
+        raise flags.UsageError(f"--top={values.top} must be at least 1")
+    if not values.text.strip():
+        raise flags.UsageError("nothing to look for: the text is empty")
+    return values
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; see the module's docstring."""
+    values = parse(arguments)
+    folder = pathlib.Path(values.index)
+    manifest = table.read_manifest(folder)
+    missing = table.missing_parts(folder, manifest)
+    if missing:
+        raise flags.UsageError(
+            f"{len(missing)} of the {manifest.parts} parts of {folder} are not there yet: the same "
+            "python -m jepa_jax.embed goes on with them"
+        )
+    rows = Rows(folder, manifest)
+    if not len(rows):
+        raise flags.UsageError(f"{folder} holds no videos")
+    model = inference.load(values.checkpoint)
+    if not isinstance(model, Model) or checksum(model) != manifest.model:
+        raise flags.UsageError(f"{values.checkpoint} is not the model that embedded {folder}")
+    index = open_index(folder, manifest, len(rows), values.kind)
+    wanted = model.embed_text([values.text])
+    begin = time.perf_counter()
+    scores, places = indexing.search(index, wanted, min(values.top, len(rows)))
+    spent = time.perf_counter() - begin
+    hits = [(float(s), rows[int(p)]) for s, p in zip(scores[0], places[0], strict=True) if p >= 0]
+    print(format_table(hits))
+    print(f"{len(rows):,} videos searched in {1e3 * spent:.1f} ms")
+    with flags.as_usage_errors(ValueError):
+        where = {"dataset": manifest.dataset, "path": manifest.path, "split": manifest.split}
+        collection = DatasetCollection(
+            model.config, DatasetConfig(**where, data_dir=model.config.data.data_dir)
+        )
+    items = [(score, row, collection[row.row]) for score, row in hits]
+    seen = [(score, row, item.frames) for score, row, item in items if not isinstance(item, LeftOut)]
+    if seen:
+        draw(pathlib.Path(values.out), values.text, seen)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main, sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""Watch a stream or a video: say what it shows where that changes, and only there.
+
+    python -m jepa_jax.stream --checkpoint=DIR --video=SOURCE [--bank=FILE] [--out=DIR]
+    python -m jepa_jax.stream --checkpoint=DIR --video=FILE --offline --segments=N [--bank=FILE]
+
+SOURCE is a file, a URL (http, rtsp, rtmp, hls) or, with --device, a camera. Texts are the nearest of
+--bank (one a line), or what the model's decoder writes. OUT/events.jsonl gets a line for each event:
+{"start", "end", "at", "text", "score"}; OUT/timeline.png shows it all.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from jepa_jax import flags, inference
+from jepa_jax.inference import Model
+from jepa_jax.streaming import offline
+from jepa_jax.streaming.events import EventLog, read_events
+from jepa_jax.streaming.frames import NoVideoError, SourceStoppedError, open_video
+from jepa_jax.streaming.online import Decode, OnlineConfig, OnlineDecoder, variance
+from jepa_jax.streaming.texts import NearestText, Speaks, Written, read_bank
+from jepa_jax.streaming.timeline import Thinned, Timeline
+from jepa_jax.streaming.windows import Embedded, look
+
+
+class Latency:
+    """How long windows took, those of the compiling first batch apart: an even sample of any number."""
+
+    def __init__(self, batch: int):
+        self._batch = batch
+        self._first = 0.0
+        self._sample = Thinned(4096)
+        self.windows = 0
+
+    def add(self, seconds: float) -> None:
+        self.windows += 1
+        if self.windows <= self._batch:
+            self._first = seconds
+        else:
+            self._sample.add(seconds)
+
+    def __str__(self) -> str:
+        if not self._sample.items:
+            return f"the first took {self._first:.1f} s, with compilation"
+        half, most = np.percentile(self._sample.items, [50, 95])
+        return (
+            f"from a window's last frame to its embedding {1e3 * half:.1f} ms (median; 95% within "
+            f"{1e3 * most:.1f} ms; the first, with compilation, {self._first:.1f} s)"
+        )
+
+
+@dataclasses.dataclass
+class Watch:
+    """One watching: where things go and what is counted."""
+
+    speak: Speaks
+    events: EventLog
+    timeline: Timeline
+    latency: Latency
+
+    def say(self, decode: Decode) -> None:
+        """Decode, write the event that ended, print the new one."""
+        text, score = self.speak(decode.embedding[None])[0]
+        self.timeline.add_decode(decode.middle)
+        if self.events.add(decode, text, score):
+            print(f"{decode.start:8.1f} s  {text}  ({score:.2f})", flush=True)
+
+
+def watch_online(windows: Iterator[Embedded], decoder: OnlineDecoder, watch: Watch) -> None:
+    """Decode while the windows come. Whatever ends them, what was found so far is kept."""
+    end = 0.0
+    try:
+        for window in windows:
+            end = window.end
+            watch.latency.add(window.latency)
+            decode = decoder(window)
+            watch.timeline.add_novelty(window.middle, decoder.novelty)
+            if decode is not None:
+                watch.say(decode)
+    finally:
+        decode = decoder.finish()
+        if decode is not None:
+            watch.say(decode)
+        watch.events.end(end)
+
+
+def watch_offline(windows: Iterator[Embedded], segments: int, embedding: str, watch: Watch) -> None:
+    """See all there is, then decode each segment."""
+    seen: list[Embedded] = []
+    try:
+        for window in windows:
+            watch.latency.add(window.latency)
+            last = seen[-1:] or [window]
+            pair = np.stack([last[0].embedding, window.embedding])
+            watch.timeline.add_novelty(window.middle, variance(pair))
+            seen.append(window)
+    finally:
+        if seen:
+            for decode in offline.decodes(seen, segments, embedding):
+                watch.say(decode)
+            watch.events.end(seen[-1].end)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line's values.
+
+    Raises:
+      UsageError: they do not go together.
+    """
+    parser = flags.parser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a work directory or a checkpoint in it")
+    parser.add_argument("--video", required=True, metavar="SOURCE", help="a file, a URL or a camera")
+    parser.add_argument("--device", help="a camera's interface: v4l2, avfoundation, dshow")
+    parser.add_argument("--bank", metavar="FILE", help="texts to choose from (default: the model's decoder)")
+    parser.add_argument("--query", default="describe the clip", help="what the model is asked")
+    parser.add_argument("--out", default="watched", metavar="DIR")
+    parser.add_argument("--window", type=float, default=2.0, metavar="SECONDS", help="what one look takes in")
+    parser.add_argument(
+        "--step", type=float, metavar="SECONDS", help="from look to look (default: window / 2)"
+    )
+    parser.add_argument("--frames", type=int, metavar="T", help="of a window (default: as in training)")
+    parser.add_argument("--batch", type=int, default=1, help="windows at a time; more for files")
+    online = parser.add_argument_group("as it comes")
+    for field in dataclasses.fields(OnlineConfig):
+        online.add_argument(f"--{field.name}", type=field.type, default=field.default)
+    whole = parser.add_argument_group("the whole video")
+    whole.add_argument("--offline", action="store_true", help="segments by clustering, once all is seen")
+    whole.add_argument("--segments", type=int, metavar="N", help="at most so many")
+    whole.add_argument("--embedding", choices=("midpoint", "mean"), default="midpoint", help="of a segment")
+    values, overrides = flags.parse(arguments, parser)
+    if overrides:
+        raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
+    if values.offline != (values.segments is not None):
+        raise flags.UsageError("--offline and --segments=N go together")
+    for name in ("window", "step", "frames", "batch", "segments"):
+        value = getattr(values, name)
+        if value is not None and not value > 0:
+            raise flags.UsageError(f"--{name}={value} must be above 0")
+    return values
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; see the module's docstring."""
+    values = parse(arguments)
+    with flags.as_usage_errors(ValueError):
+        names = [field.name for field in dataclasses.fields(OnlineConfig)]
+        config = OnlineConfig(**{name: getattr(values, name) for name in names})
+    bank = None if values.bank is None else read_bank(values.bank)
+    model = inference.load(values.checkpoint)
+    if not isinstance(model, Model):
+        raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can watch")
+    tubelet = model.config.model.x_encoder.tubelet_size
+    if values.frames is not None and values.frames % tubelet:
+        raise flags.UsageError(
+            f"--frames={values.frames} must be a multiple of the model's tubelet, {tubelet}"
+        )
+    if bank is None and not model.has_decoder:
+        raise flags.UsageError(f"{values.checkpoint} has no decoder to write texts: name a --bank of them")
+    out = pathlib.Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    speak = Written(model) if bank is None else NearestText(model, bank)
+    watch = Watch(speak, EventLog(out / "events.jsonl"), Timeline(), Latency(values.batch))
+    frames = watch.timeline.pass_on(open_video(values.video, device=values.device))
+    settings = {"window": values.window, "step": values.step, "size": values.frames, "batch": values.batch}
+    windows, renewal = look(model, frames, values.query, **settings)
+    stopped, status = None, 1
+    try:
+        if values.offline:
+            watch_offline(windows, values.segments, values.embedding, watch)
+        else:
+            watch_online(windows, OnlineDecoder(config, renewal), watch)
+    except NoVideoError as error:
+        raise flags.UsageError(str(error)) from error
+    except SourceStoppedError as error:
+        stopped = str(error)
+    except KeyboardInterrupt:  # how watching a camera ends
+        stopped, status = "stopped by Ctrl-C", 128 + signal.SIGINT
+    finally:
+        watch.events.close()
+    summarise(values, watch, out)
+    if stopped is not None:
+        print(f"error: {stopped}; what was found until then is in {out}", file=sys.stderr)
+        return status
+    return 0
+
+
+def summarise(values: argparse.Namespace, watch: Watch, out: pathlib.Path) -> None:
+    """The picture and the closing lines."""
+    found = read_events(out / "events.jsonl")
+    if found:
+        threshold = None if values.offline else values.threshold
+        watch.timeline.draw(out / "timeline.png", found, pathlib.Path(values.video).name, threshold)
+    decodes, windows = watch.events.decodes, watch.latency.windows
+    print(f"{len(found)} events, {decodes} decodes for {windows} windows, in {out}; {watch.latency}")
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main, sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""What a stream showed: from one change of text to the next."""
+
+import dataclasses
+import json
+import pathlib
+
+from jepa_jax.streaming.online import Decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A text and from when to when it holds, in seconds.
+
+    Attributes:
+      at: the middle of what was decoded.
+      score: cosine of the text's embedding and the video's.
+    """
+
+    start: float
+    end: float
+    at: float
+    text: str
+    score: float
+
+    def to_json(self) -> str:
+        """One line: {"start", "end", "at", "text", "score"}."""
+        rounded = {k: v if isinstance(v, str) else round(v, 4) for k, v in dataclasses.asdict(self).items()}
+        return json.dumps(rounded, ensure_ascii=False)
+
+
+class EventLog:
+    """Decodes to events in a JSON Lines file, each written when it ends; nothing else is kept.
+
+    Decodes that say the same, one after another, are one event with the best score.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._open: Event | None = None
+        self.decodes = 0
+        self.events = 0
+
+    def add(self, decode: Decode, text: str, score: float) -> bool:
+        """Whether this is a new event."""
+        self.decodes += 1
+        now = self._open
+        if now is not None and now.text == text:
+            self._open = dataclasses.replace(now, score=max(now.score, score))
+            return False
+        self.end(decode.start)
+        self._open = Event(decode.start, decode.start, decode.middle, text, score)
+        self.events += 1
+        return True
+
+    def end(self, seconds: float) -> None:
+        """The event that still goes on ends here."""
+        if self._open is not None:
+            self._file.write(dataclasses.replace(self._open, end=seconds).to_json() + "\n")
+            self._open = None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_events(path: pathlib.Path) -> list[Event]:
+    """The events of a file; a last line cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [Event(**json.loads(line)) for line in lines if line.endswith("\n")]

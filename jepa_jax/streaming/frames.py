@@ -1,0 +1,131 @@
+"""Frames with their times from a file, a URL, a camera or an iterator, at an even rate."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+
+import av
+import numpy as np
+
+# What a URL may lead to: a playlist from elsewhere must not open files of this machine.
+_NETWORK = "http,https,tcp,tls,udp,rtp,rtsp,rtmp,hls,crypto,data"
+# To open, and between two packets: a network that is silent for so long is gone.
+_PATIENCE = (20.0, 20.0)
+# A longer step forward is a clock set anew, not a still picture.
+_LONGEST_GAP = 3600.0
+
+
+class NoVideoError(ValueError):
+    """A source that cannot be watched at all."""
+
+
+class SourceStoppedError(RuntimeError):
+    """A source that ended before its time: unplugged, cut off, damaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A picture and when it is seen: seconds from the stream's start, [H, W, C] uint8 RGB."""
+
+    seconds: float
+    pixels: np.ndarray
+
+
+class _Clock:
+    """A source's own times to seconds from its first frame that only grow."""
+
+    def __init__(self, period: float):
+        self._period = period
+        self._last: tuple[float, float] | None = None  # the source's time, ours
+
+    def __call__(self, time: float | None) -> float:
+        if self._last is None:
+            self._last = (time or 0.0, 0.0)
+            return 0.0
+        before, seconds = self._last
+        step = self._period if time is None else time - before
+        if not 0 < step <= _LONGEST_GAP:  # a camera that reconnected, a tape that was joined
+            step = self._period
+        self._last = (before + step if time is None else time, seconds + step)
+        return self._last[1]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, av.ExitError):  # how PyAV's timeout comes out
+        return f"nothing came for {max(_PATIENCE):g} s"
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_size(source: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise NoVideoError(
+            f"{source} has frames of {width} x {height} pixels; at most {max_pixels:,} are read"
+        )
+
+
+def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**26) -> Iterator[Frame]:
+    """The frames of whatever FFmpeg opens, one at a time, so that hours of video take no memory.
+
+    Times start at 0. Where a source's clock jumps back or by more than an hour they go on evenly.
+
+    Args:
+      source: a file, a URL (http, https, rtsp, rtmp, udp, hls), or a camera.
+      device: FFmpeg's name of a camera's interface: "v4l2", "avfoundation", "dshow".
+      max_pixels: of a frame; a larger one is refused.
+
+    Raises:
+      NoVideoError: it cannot be opened, or has no frames.
+      SourceStoppedError: it ends in an error, or well before the length it declares.
+    """
+    if os.path.isfile(source) and not os.path.getsize(source):
+        raise NoVideoError(f"{source} is an empty file")
+    options = {"protocol_whitelist": _NETWORK} if "://" in source else {}
+    try:
+        container = av.open(source, format=device, options=options, timeout=_PATIENCE)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise NoVideoError(f"{source} cannot be opened as a video: {_reason(error)}") from error
+    with container:
+        if not container.streams.video:
+            raise NoVideoError(f"{source} holds no video")
+        stream = container.streams.video[0]
+        _check_size(source, stream.width, stream.height, max_pixels)
+        period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+        declared = container.duration / av.time_base if container.duration else 0.0
+        clock, seconds = _Clock(period), None
+        try:
+            for frame in container.decode(stream):
+                _check_size(source, frame.width, frame.height, max_pixels)  # it may change on the way
+                seconds = clock(frame.time)
+                yield Frame(seconds, frame.to_ndarray(format="rgb24"))
+        except (av.FFmpegError, OSError) as error:
+            if seconds is None:
+                raise NoVideoError(f"{source} holds no frame that can be read: {_reason(error)}") from error
+            raise SourceStoppedError(f"{source} stopped after {seconds:.1f} s: {_reason(error)}") from error
+        if seconds is None:
+            raise NoVideoError(f"{source} holds no frames")
+        # A file that is cut off and a connection that is lost often look like a plain end.
+        if seconds + 1 < 0.95 * declared:
+            raise SourceStoppedError(
+                f"{source} stopped after {seconds:.1f} s of the {declared:.1f} s that it declares"
+            )
+
+
+def from_arrays(arrays: Iterable[np.ndarray], rate: float) -> Iterator[Frame]:
+    """Frames [H, W, C] uint8 RGB of any iterator, `rate` a second."""
+    for i, pixels in enumerate(arrays):
+        yield Frame(i / rate, pixels)
+
+
+def at_rate(frames: Iterable[Frame], rate: float) -> Iterator[Frame]:
+    """One frame at each multiple of 1 / rate seconds: the first not before it, or, where the source
+    is slower, the last one again."""
+    due, last = 0, None
+    for frame in frames:
+        now = frame.seconds + 1e-6  # times are sums of rounded periods
+        while last is not None and (due + 1) / rate <= now:
+            yield Frame(due / rate, last.pixels)
+            due += 1
+        if due / rate <= now:
+            yield Frame(due / rate, frame.pixels)
+            due += 1
+        last = frame

@@ -1,0 +1,249 @@
+"""Train a Y-Decoder for a trained model, on its texts alone.
+
+    python -m jepa_jax.train_decoder --checkpoint=RUN [--config=FILE.py] [--workdir=DIR]
+                                     [--config.SECTION.FIELD=VALUE ...]
+
+RUN is a work directory, one checkpoint in it, or a whole converted model. The decoder is written to
+RUN/decoder, where `jepa_jax.load(RUN)` finds it. The same command again goes on where it stopped.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jepa_jax import distributed, flags, inference, loop, parts
+from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
+from jepa_jax.config import DataConfig, DecoderConfig
+from jepa_jax.data import pipeline
+from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
+from jepa_jax.data.loader import Loader
+from jepa_jax.data.targets import target_batches
+from jepa_jax.data.tokenizer import load_decoder_tokenizer, load_tokenizers
+from jepa_jax.initial import check_same
+from jepa_jax.metrics import NotFiniteError, write_atomically
+from jepa_jax.models.vl_jepa import unit
+from jepa_jax.models.y_decoder import YDecoder
+from jepa_jax.optim import adamw, learning_rate_schedule
+from jepa_jax.sharding import make_mesh
+from jepa_jax.state import TrainState, to_items
+
+
+def init_state(config: DecoderConfig, embedding_size: int) -> tuple[nnx.GraphDef, TrainState]:
+    """A new decoder and its state from the seed. Traceable."""
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    graphdef, params = nnx.split(YDecoder(config, embedding_size, rngs=nnx.Rngs(init_key)))
+    optimizer = adamw(config.optim, config.steps).init(params)
+    return graphdef, TrainState(jnp.zeros((), jnp.int32), step_key, params, nnx.State({}), optimizer)
+
+
+def disturb(embedding: jax.Array, noise: float, key: jax.Array) -> jax.Array:
+    """Unit vectors beside those given, in any direction: [B, E] -> [B, E]. The noise is about `noise`
+    long, so the cosine of the angle between the two is about (1 + noise ** 2) ** -0.5."""
+    direction = jax.random.normal(key, embedding.shape) * embedding.shape[-1] ** -0.5
+    return unit(embedding + noise * direction)
+
+
+def loss_fn(
+    params: nnx.State, graphdef: nnx.GraphDef, embedding: jax.Array, text: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Mean negative log-likelihood of the tokens of texts, in nats: [B, E], [B, L] int32, [B, L] bool."""
+    logits = nnx.merge(graphdef, params)(embedding, text)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, text)
+    return jnp.sum(losses * mask) / jnp.sum(mask)
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    y_encoder: nnx.Module,
+    graphdef: nnx.GraphDef,
+    config: DecoderConfig,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step over a global batch of `target_batches`.
+
+    Returns:
+      The next state and float32 scalars: `loss`, `grad_norm`, `learning_rate`.
+    """
+    embedding = unit(y_encoder(batch["target"], batch["target_mask"]))
+    embedding = disturb(embedding, config.noise, jax.random.fold_in(state.key, state.step))
+    loss, grads = jax.value_and_grad(loss_fn)(
+        state.trained, graphdef, embedding, batch["text"], batch["text_mask"]
+    )
+    updates, optimizer = adamw(config.optim, config.steps).update(grads, state.optimizer, state.trained)
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": learning_rate_schedule(config.optim, config.steps)(state.step),
+    }
+    trained = optax.apply_updates(state.trained, updates)
+    return dataclasses.replace(state, step=state.step + 1, trained=trained, optimizer=optimizer), metrics
+
+
+@functools.partial(jax.jit, static_argnames=("config", "embedding_size"))
+def _draw(config: DecoderConfig, embedding_size: int) -> TrainState:
+    return init_state(config, embedding_size)[1]
+
+
+# The old state's memory is the new state's.
+_jitted_step = jax.jit(train_step, static_argnames=("graphdef", "config"), donate_argnames="state")
+
+
+def open_init(config: DecoderConfig) -> parts.Part | None:
+    """The converted language model that `config.init` names.
+
+    Raises:
+      ValueError: it is not there, of another kind, or of another shape; says which fields differ.
+    """
+    if config.init is None:
+        return None
+    part = parts.open_part(config.init)
+    if part.name != "y_decoder":
+        raise ValueError(f"init={config.init!r} holds a {part.name}: convert with --part=y_decoder")
+    ours = parts.LanguageModelConfig(llama=config.llama, head=config.head)
+    check_same(f"init={config.init!r}", flags.flatten(part.config), flags.flatten(ours))
+    return part
+
+
+def with_pair_weights(data: DataConfig, weights: tuple[tuple[str, float], ...]) -> DataConfig:
+    """A run's data with other odds of the kinds of pairs, in every dataset of a mixture."""
+    if not data.mixture:
+        return dataclasses.replace(data, pair_weights=weights)
+    mixture = tuple(dataclasses.replace(dataset, pair_weights=weights) for dataset in data.mixture)
+    return dataclasses.replace(data, mixture=mixture)
+
+
+def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: BadRecords):
+    """The training batches and their sources.
+
+    Raises:
+      ValueError: batch, mesh, data and tokenizers do not fit together.
+      TooManyBadRecordsError: too much was left out of a source.
+    """
+    if config.batch_size % mesh.size:
+        raise ValueError(f"batch_size={config.batch_size} is not a multiple of the {mesh.size} devices")
+    data = model.config.data
+    if config.pair_weights:
+        data = with_pair_weights(data, config.pair_weights)
+    sources = pipeline.open_sources(data, bad)
+    dataset = target_batches(
+        config,
+        data,
+        sources,
+        (load_tokenizers(model.config)[1], load_decoder_tokenizer(config)),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return dataset, sources
+
+
+def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) -> int:
+    """Train to `config.steps`, going on from the work directory's last whole checkpoint.
+
+    Returns:
+      The exit status, as `jepa_jax.train` gives it.
+
+    Raises:
+      UsageError: the configuration does not fit the model, this machine or the data, or the work
+        directory has checkpoints and none is whole.
+      NotFiniteError: the loss or the gradient norm is NaN or infinite.
+      TooManyBadRecordsError: more records than the run's `data.max_bad_fraction` have unusable texts.
+    """
+    stop = loop.StopFlag()
+    host = "" if distributed.is_main() else f".{jax.process_index()}"
+    bad = BadRecords(model.config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
+    with flags.as_usage_errors(ValueError, OSError):
+        mesh = make_mesh()
+        part = open_init(config)
+        with distributed.main_first():
+            dataset, sources = open_data(config, model, mesh, bad)
+            workdir.mkdir(parents=True, exist_ok=True)
+            if distributed.is_main():
+                write_atomically(workdir / "config.json", flags.config_to_json(config))
+    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
+    # A decoder is small: every device has the whole of it and its own rows of the batch.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh), contextlib.closing(checkpointer):
+        size = model.config.model.embedding_size
+        graphdef, shapes = jax.eval_shape(lambda: init_state(config, size))
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+        with flags.as_usage_errors(DamagedCheckpointError):
+            restored = checkpointer.restore_latest(to_items(template))
+            if restored is None:
+                start, data_state = 0, None
+                state = jax.device_put(_draw(config, size), everywhere)
+                if part is not None:
+                    model_params = state.trained["language_model"]
+                    read = part.read(dict.fromkeys(part.shapes, everywhere))
+                    state.trained["language_model"] = parts.filled(model_params, read)
+            else:
+                start, items, data_state = restored
+                state = TrainState(trained=items["params"], frozen=nnx.State({}), **items["training"])
+                if distributed.is_main():
+                    print(f"resuming from step {start} of {config.steps}")
+        y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
+        step_fn = functools.partial(_jitted_step, y_encoder=y_encoder, graphdef=graphdef, config=config)
+        _, done = loop.run_steps(
+            step_fn,
+            state,
+            Loader(dataset, model.config.data, bad, data_state),
+            start,
+            config,
+            workdir,
+            mesh=mesh,
+            checkpointer=checkpointer,
+            stop=stop,
+            bad=bad,
+            data_identity=pipeline.identity(sources),
+        )
+    if not done:
+        return 128 + stop.signal
+    if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
+        print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
+        return 1
+    return 0
+
+
+# What may differ when training goes on: where and how fast it runs, not what it computes.
+_FREE_TO_CHANGE = {"remat", "scan_layers", "log_every", "checkpoint.every", "checkpoint.keep"}
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; see the module's docstring."""
+    parser = flags.parser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="the run whose embeddings are decoded")
+    parser.add_argument("--config", default="configs/demo_decoder.py", help="a Python config file")
+    parser.add_argument("--workdir", help="where everything is written (default: RUN/decoder)")
+    distributed.add_arguments(parser)
+    values, overrides = flags.parse(arguments, parser)
+    config = flags.override(flags.load_config(values.config, DecoderConfig), overrides)
+    distributed.initialize(values)
+    model = inference.load(values.checkpoint)
+    if not isinstance(model, inference.Model):
+        raise flags.UsageError(f"{values.checkpoint} holds one part: a decoder is for whole models")
+    workdir = pathlib.Path(values.workdir or model.home / "decoder").absolute()
+    if config.run_step not in (None, model.step):
+        raise flags.UsageError(
+            f"run_step={config.run_step}, but {values.checkpoint} is step {model.step}: give "
+            f"--checkpoint=WORKDIR/checkpoints/{config.run_step}"
+        )
+    config = dataclasses.replace(config, run_step=model.step)
+    loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
+    try:
+        with distributed.ending_together(workdir):
+            return train(config, model, workdir)
+    except (NotFiniteError, TooManyBadRecordsError) as error:
+        print(f"error: {error}; the last good checkpoint is in {workdir}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main, sys.argv[1:]))

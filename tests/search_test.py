@@ -1,0 +1,154 @@
+"""`python -m jepa_jax.embed` and `python -m jepa_jax.search` on a collection of colours."""
+
+import contextlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jepa_jax import embed, flags, inference, search
+from jepa_jax.embeddings import table
+from jepa_jax.embeddings.collection import Item, LeftOut
+from tests.fake_model import FRAMES, SIZE, ColourModel
+from tests.streaming.videos import COLOURS
+
+COUNT, PART_ROWS = 47, 10
+BAD = (3, 31)
+
+
+class Colours:
+    """Clips that turn from colour to colour; two cannot be read."""
+
+    def __init__(self, *_):
+        self.reads = []
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        if index in BAD:
+            return LeftOut(f"clip {index}", "media truncated")
+        colour = list(COLOURS)[index % 3]
+        rng = np.random.default_rng(index)
+        noise = rng.integers(-20, 20, (FRAMES, SIZE, SIZE, 3))
+        frames = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
+        return Item(f"clip {index}", frames, {"texts": [f"it is {colour}"]})
+
+
+@pytest.fixture
+def commands(monkeypatch, capsys):
+    monkeypatch.setattr(inference, "load", lambda _: ColourModel())
+    monkeypatch.setattr(embed, "DatasetCollection", Colours)
+    monkeypatch.setattr(search, "DatasetCollection", Colours)
+
+    def run(main, *arguments):
+        status = flags.run(main, ["--checkpoint=x", *arguments])
+        return status, capsys.readouterr()
+
+    return run
+
+
+def embedding(out, *more):
+    return embed.main, "--dataset=colours", f"--out={out}", f"--part_rows={PART_ROWS}", *more
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_collection_is_embedded_and_what_it_lacks_is_told(commands, tmp_path):
+    status, printed = commands(*embedding(tmp_path))
+    assert status == 0
+    assert "45 videos embedded in 5 parts" in printed.out
+    assert "2 left out; the first: clip 3: media truncated" in printed.out
+    manifest = table.read_manifest(tmp_path)
+    rows = table.Rows(tmp_path, manifest)
+    assert [rows[i].row for i in range(len(rows))] == [i for i in range(COUNT) if i not in BAD]
+    embeddings = np.concatenate(list(table.embeddings_of(tmp_path, manifest)))
+    places = np.argmax(embeddings @ ColourModel().embed_text(list(COLOURS)).T, axis=1)
+    assert places.tolist() == [i % 3 for i in range(COUNT) if i not in BAD]
+
+
+def test_killed_anywhere_it_goes_on_and_the_bytes_are_the_same(commands, tmp_path, monkeypatch):
+    commands(*embedding(tmp_path / "whole"))
+    real, calls = ColourModel.embed_video, []
+
+    def killed_later(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(ColourModel, "embed_video", killed_later)
+    with pytest.raises(KeyboardInterrupt):
+        commands(*embedding(tmp_path / "killed"))
+    assert len(contents(tmp_path / "killed")) == 1 + 2
+    status, printed = commands(*embedding(tmp_path / "killed"))
+    assert status == 0
+    assert len(calls) == 3 + 3  # the finished parts were not made again
+    assert "45 videos embedded" in printed.out
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_hosts_take_parts_in_turn(commands, tmp_path, monkeypatch):
+    commands(*embedding(tmp_path / "one"))
+    model, collection = ColourModel(), Colours()
+    manifest = table.read_manifest(tmp_path / "one")
+    made = []
+    monkeypatch.setattr(embed, "embed_part", lambda *a: made.append(a[3]) or [])
+    monkeypatch.setattr(embed.distributed, "main_first", contextlib.nullcontext)
+    monkeypatch.setattr(embed.jax, "process_count", lambda: 2)
+    shares = []
+    for process in range(2):
+        made.clear()
+        monkeypatch.setattr(embed.jax, "process_index", lambda process=process: process)
+        embed.embed(model, collection, tmp_path / "two", manifest)
+        shares.append(list(made))
+    assert shares == [[0, 2, 4], [1, 3]]
+
+
+def test_another_query_is_refused_in_the_same_folder(commands, tmp_path):
+    commands(*embedding(tmp_path))
+    status, printed = commands(*embedding(tmp_path, "--query=what is it?"))
+    assert status == 2
+    assert "holds other embeddings (query 'describe the clip', and here it is 'what is it?')" in printed.err
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_a_text_finds_the_clips_it_describes(commands, tmp_path, kind):
+    commands(*embedding(tmp_path))
+    out = tmp_path / "search.png"
+    arguments = [f"--index={tmp_path}", f"--out={out}", "--top=5", f"--kind={kind}"]
+    status, printed = commands(search.main, "something green", *arguments)
+    assert status == 0
+    lines = printed.out.splitlines()
+    assert len(lines) == 6
+    assert all("it is green" in line for line in lines[:5])
+    scores = [float(line.split()[1]) for line in lines[:5]]
+    assert scores == sorted(scores, reverse=True)
+    assert "45 videos searched in" in lines[5]
+    with Image.open(out) as picture:
+        assert min(picture.size) > 300
+
+
+def test_an_unfinished_collection_and_another_model_are_refused(commands, tmp_path, monkeypatch):
+    status, printed = commands(search.main, "red", f"--index={tmp_path}")
+    assert status == 2
+    assert "holds no embeddings" in printed.err
+    commands(*embedding(tmp_path))
+    monkeypatch.setattr(search, "checksum", lambda _: "another")
+    status, printed = commands(search.main, "red", f"--index={tmp_path}")
+    assert status == 2
+    assert "is not the model that embedded" in printed.err
+    table.part_path(tmp_path, 1).unlink()
+    status, printed = commands(search.main, "red", f"--index={tmp_path}")
+    assert status == 2
+    assert "1 of the 5 parts" in printed.err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["--top=0"], "--top=0"), ([], "the text is empty")])
+def test_searches_that_make_no_sense_are_refused(commands, arguments, message):
+    status, printed = commands(search.main, " " if not arguments else "red", "--index=x", *arguments)
+    assert status == 2
+    assert message in printed.err

@@ -1,0 +1,138 @@
+"""Frames from files and URLs: all of them, at their times; and sources that are none, or stop."""
+
+import wave
+
+import numpy as np
+import pytest
+
+from jepa_jax.streaming.frames import (
+    Frame,
+    NoVideoError,
+    SourceStoppedError,
+    at_rate,
+    from_arrays,
+    open_video,
+)
+from tests.streaming import videos
+
+RATE, COUNT = 5, 13
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    frames = videos.frames_of(("red", 6), ("blue", COUNT - 6))
+    videos.write(folder / "plain.mp4", frames, RATE, movflags="faststart")
+    videos.write(folder / "plain.ts", frames, RATE)
+    # What does not compress, so that half of the file is more than FFmpeg reads at once.
+    noise = list(np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), np.uint8))
+    videos.write(folder / "noise.mp4", noise, RATE, movflags="faststart")
+    videos.write(folder / "noise.ts", noise, RATE)
+    return folder
+
+
+def test_every_frame_at_its_time(folder):
+    frames = list(open_video(str(folder / "plain.mp4")))
+    np.testing.assert_allclose([f.seconds for f in frames], np.arange(COUNT) / RATE, atol=1e-6)
+    assert frames[0].pixels.shape == (48, 64, 3)
+    assert frames[0].pixels.dtype == np.uint8
+    nearest = [
+        min(videos.COLOURS, key=lambda c: np.abs(f.pixels - 1.0 * np.array(videos.COLOURS[c])).mean())
+        for f in frames
+    ]
+    assert nearest == ["red"] * 6 + ["blue"] * (COUNT - 6)
+
+
+def test_a_url_gives_the_frames_of_the_file(folder):
+    with videos.served(folder) as url:
+        for name in ("plain.mp4", "plain.ts"):
+            far, near = list(open_video(f"{url}/{name}")), list(open_video(str(folder / name)))
+            assert len(far) == COUNT
+            for one, other in zip(far, near, strict=True):
+                assert one.seconds == other.seconds
+                np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("name", ["noise.mp4", "noise.ts"])
+def test_a_connection_that_is_lost_is_said_and_what_came_is_kept(folder, name):
+    seen = []
+    with videos.served(folder) as url, pytest.raises(SourceStoppedError, match=r"stopped after \d\.\d s"):
+        seen.extend(open_video(f"{url}/{name}?hang_up"))  # extend keeps what came before the error
+    assert 0 < len(seen) < 40
+
+
+def test_a_file_that_is_cut_off_is_said(folder, tmp_path):
+    content = (folder / "plain.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 2 // 3])
+    seen = []
+    with pytest.raises(SourceStoppedError, match="stopped after"):
+        seen.extend(open_video(str(tmp_path / "cut.mp4")))
+    assert 0 < len(seen) < COUNT
+
+
+def test_a_clock_that_starts_again_goes_on(folder, tmp_path):
+    """Two transport streams, one after the other, as a recorder that was restarted leaves them."""
+    (tmp_path / "twice.ts").write_bytes(2 * (folder / "plain.ts").read_bytes())
+    times = np.array([f.seconds for f in open_video(str(tmp_path / "twice.ts"))])
+    assert len(times) > COUNT + COUNT // 2
+    assert (np.diff(times) > 0).all()
+    assert times[-1] < 3 * COUNT / RATE
+
+
+def test_what_is_no_video_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 100)
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    for name, reason in {
+        "empty.mp4": "is an empty file",
+        "text.mp4": "cannot be opened as a video: Invalid data",
+        "sound.wav": "holds no video",
+        "missing.mp4": "cannot be opened as a video: No such file",
+    }.items():
+        with pytest.raises(NoVideoError, match=reason) as caught:
+            next(open_video(str(tmp_path / name)))
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
+
+
+def test_frames_that_are_too_large_are_refused(folder):
+    with pytest.raises(NoVideoError, match="64 x 48 pixels; at most 3,071 are read"):
+        next(open_video(str(folder / "plain.mp4"), max_pixels=48 * 64 - 1))
+
+
+def test_a_playlist_from_elsewhere_opens_no_local_file(folder):
+    """The list itself is good: with the server's own address it plays."""
+    with videos.served(folder) as url:
+        for place, plays in ((url, True), (f"file://{folder}", False)):
+            lines = [
+                "#EXTM3U",
+                "#EXT-X-TARGETDURATION:3",
+                "#EXTINF:2.6,",
+                f"{place}/plain.ts",
+                "#EXT-X-ENDLIST",
+            ]
+            (folder / "list.m3u8").write_text("\n".join(lines) + "\n")
+            if plays:
+                assert list(open_video(f"{url}/list.m3u8"))
+            else:
+                with pytest.raises(NoVideoError):
+                    list(open_video(f"{url}/list.m3u8"))
+
+
+@pytest.mark.parametrize(("source", "rate"), [(30, 4), (4, 4), (3, 7), (25, 25 / 3)])
+def test_an_even_rate_shows_what_is_there_at_each_time(source, rate):
+    frames = from_arrays((np.full((2, 3, 3), i, np.uint8) for i in range(61)), source)
+    given = list(at_rate(frames, rate))
+    np.testing.assert_allclose([f.seconds for f in given], np.arange(len(given)) / rate)
+    assert given[-1].seconds > 60 / source - 1 / rate
+    for frame in given:
+        shown = int(frame.pixels[0, 0, 0]) / source
+        # Where the source is faster, the first one at or after the time; else the last one before it.
+        assert -1 / source < shown - frame.seconds < 1 / source + 1e-9
+
+
+def test_an_even_rate_keeps_one_frame():
+    given = at_rate((Frame(i / 50, np.zeros((1, 1, 3), np.uint8)) for i in range(101)), 1)
+    assert [f.seconds for f in given] == [0, 1, 2]
