@@ -28,7 +28,7 @@ from jepa_jax.data.timeline import sample_times
 
 # FFmpeg's readers that are let at data. Some of the others (playlists, lists of files) open further
 # files, or find "video" in any text.
-_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,ivf,flv,asf,ogg,dv,mxf,nut,rm"
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,ivf,flv,asf,ogg,dv,mxf,nut,rm"
 # Their packets have times of decoding alone (AVI), or not all have times (MPEG program streams): after
 # a seek the guesses are others.
 _WITHOUT_TIMES = ("avi", "mpeg")
@@ -109,7 +109,7 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
     # Opening decodes the first frames to learn more of them than is needed here: as long as a sampled
     # frame takes.
     options = limits | {"skip_frame": "all"}
-    whitelist = {"format_whitelist": _CONTAINERS}
+    whitelist = {"format_whitelist": CONTAINERS}
     try:
         container = av.open(file, options=options, container_options=whitelist, buffer_size=2**17)
     except av.FFmpegError as error:

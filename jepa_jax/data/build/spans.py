@@ -9,13 +9,12 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from jepa_jax.data.decode_video import CONTAINERS
 from jepa_jax.data.records import Media
 
 # How far before a span its keyframe is looked for, in seconds, then farther: what a container finds is a
 # keyframe by the order of decoding, which may be shown after the span begins.
 _MARGINS = (1.0, 10.0, 60.0, math.inf)
-# FFmpeg's readers that are let at data: some of the others (playlists, lists of files) open further files.
-_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,dv,mxf,nut,rm"
 
 
 def open_video(file: BinaryIO) -> InputContainer:
@@ -24,7 +23,7 @@ def open_video(file: BinaryIO) -> InputContainer:
     Raises:
       av.FFmpegError: it is none.
     """
-    return av.open(file, container_options={"format_whitelist": _CONTAINERS})
+    return av.open(file, container_options={"format_whitelist": CONTAINERS})
 
 
 def cut_span(media: Media, max_bytes: int) -> Media | None:
