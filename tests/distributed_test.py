@@ -96,7 +96,13 @@ def saved(workdir, step: int) -> bool:
 
 
 def wait_for(processes: list[subprocess.Popen], condition) -> None:
+    """Until it holds or a process has ended; processes that hang are killed, and the test fails."""
+    deadline = time.monotonic() + 240
     while all(process.poll() is None for process in processes) and not condition():
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+            pytest.fail("the processes hang")
         time.sleep(0.01)
 
 

@@ -1,6 +1,8 @@
 """Clips and pictures whose frames carry their number, so that which frame is which is beyond doubt."""
 
+import contextlib
 import io
+import os
 import pathlib
 import tempfile
 from fractions import Fraction
@@ -32,6 +34,20 @@ def numbers(frames: np.ndarray) -> list[int]:
     return ((centres > 128) << np.arange(16)).sum(1).tolist()
 
 
+@contextlib.contextmanager
+def scheduled_as_before():
+    """SVT-AV1's encoder makes a superuser's process a real-time one. What it starts later would be too, and
+    where such processes wait for one another by spinning, nothing else ever runs."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def clip(
     count: int = 53,
     *,
@@ -55,6 +71,7 @@ def clip(
       context: attributes of the codec's context.
     """
     with (
+        scheduled_as_before(),
         tempfile.NamedTemporaryFile() as file,
         av.open(file.name, "w", format=container, options=container_options or {}) as output,
     ):
