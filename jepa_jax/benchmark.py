@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     restart_with_huge_pages()
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -233,18 +232,13 @@ def _compare(config: Config, part: str, steps: int) -> dict:
     return {"config": config.name, "part": part, "steps": steps, "load_average": _load()} | found
 
 
-def _count(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
-
-
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
-    parser.add_argument("--steps", type=_count, default=10, help="steps to take the median of (default: 10)")
+    parser.add_argument(
+        "--steps", type=flags.count, default=10, help="steps to take the median of (default: 10)"
+    )
     parser.add_argument("--synthetic", action="store_true", help="random batches instead of the dataset")
     parser.add_argument("--out", help="a JSON file (default: runs/NAME.benchmark.json)")
     parser.add_argument("--compare", choices=["pytorch"], help="run the PyTorch assembly alternately")

@@ -140,6 +140,14 @@ def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
     return _validated(type(config), json.dumps(tree), "command line")
 
 
+def count(word: str) -> int:
+    """A flag's value that is a whole number from 1 on."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with the same one-sentence errors as everything else."""
 

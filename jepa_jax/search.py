@@ -73,14 +73,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("text", help="what is looked for")
     parser.add_argument("--index", required=True, metavar="DIR", help="what jepa_jax.embed wrote")
     parser.add_argument("--checkpoint", required=True, help="the model that embedded it")
-    parser.add_argument("--top", type=int, default=8, help="how many are shown")
+    parser.add_argument("--top", type=flags.count, default=8, help="how many are shown")
     parser.add_argument("--kind", choices=("exact", "ivf"), help="of index (default: by size)")
     parser.add_argument("--out", default="search.png", metavar="FILE")
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
-    if values.top < 1:
-        raise flags.UsageError(f"--top={values.top} must be at least 1")
     if not values.text.strip():
         raise flags.UsageError("nothing to look for: the text is empty")
     return values

@@ -203,7 +203,7 @@ def start(tmp_path, out, moment: str, *arguments: str) -> subprocess.Popen:
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files(whole, tmp_path, monkeypatch):
     """In the middle of the second shard; then, in this process, to the end."""
     out = tmp_path / "cache"
-    process = start(tmp_path, out, "write4", "--config.fsdp=1", "--batch-size=8")
+    process = start(tmp_path, out, "write4", "--config.fsdp=1", "--batch_size=8")
     output = process.communicate(timeout=240)[0]
     assert process.returncode == -signal.SIGKILL, output
     kept = contents(out)
@@ -226,7 +226,7 @@ def test_two_hosts_share_the_records_and_give_the_same_tokens(whole, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     out = tmp_path / "cache"
-    several = [f"--coordinator=127.0.0.1:{port}", "--processes=2", "--heartbeat=10", "--batch-size=16"]
+    several = [f"--coordinator=127.0.0.1:{port}", "--processes=2", "--heartbeat=10", "--batch_size=16"]
     hosts = [start(tmp_path, out, "never", *several, f"--process={i}") for i in range(2)]
     try:
         outputs = [host.communicate(timeout=240)[0] for host in hosts]
@@ -279,10 +279,10 @@ def test_too_many_bad_records_end_it_and_a_larger_fraction_finishes(tmp_path, ca
         (["--config.data.mixture=({'dataset':'x'},)"], "is of one dataset: data.mixture must be empty"),
         ([], "optim.factors.x_encoder=1.0 trains it: set that to 0"),
         (
-            ["--config.optim.factors.x_encoder=0", "--batch-size=9"],
+            ["--config.optim.factors.x_encoder=0", "--batch_size=9"],
             "=9 is not a multiple of the 8 devices",
         ),
-        (["--config.optim.factors.x_encoder=0", "--batch-size=0"], "at least 1"),
+        (["--config.optim.factors.x_encoder=0", "--batch_size=0"], "at least 1"),
     ],
 )
 def test_what_cannot_be_cached_is_refused_and_nothing_written(tmp_path, capsys, arguments, sentence):

@@ -45,6 +45,6 @@ def test_the_table_is_relative_to_the_embedding():
 
 def test_a_mistake_is_one_sentence(tmp_path, capsys):
     assert flags.run(latency.main, [f"--checkpoint={tmp_path}", "--rounds=0"]) == 2
-    assert "--rounds of 1 or more" in capsys.readouterr().err
+    assert "--rounds: at least 1" in capsys.readouterr().err
     assert flags.run(latency.main, [f"--checkpoint={tmp_path}"]) == 2
     assert "is neither a work directory" in capsys.readouterr().err

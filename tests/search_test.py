@@ -147,7 +147,9 @@ def test_an_unfinished_collection_and_another_model_are_refused(commands, tmp_pa
     assert "1 of the 5 parts" in printed.err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["--top=0"], "--top=0"), ([], "the text is empty")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--top=0"], "--top: at least 1"), ([], "the text is empty")]
+)
 def test_searches_that_make_no_sense_are_refused(commands, arguments, message):
     status, printed = commands(search.main, " " if not arguments else "red", "--index=x", *arguments)
     assert status == 2

@@ -1,6 +1,6 @@
 """Run the frozen X-Encoder once over a run's dataset and keep its visual tokens, for training to read.
 
-    python -m jepa_jax.data.cache_features --config=FILE.py --out=DIR [--batch-size=CLIPS]
+    python -m jepa_jax.data.cache_features --config=FILE.py --out=DIR [--batch_size=CLIPS]
         [--config.SECTION.FIELD=VALUE ...]
 
 The X-Encoder is the one that training by the same config would start from. Then train with
@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     restart_with_huge_pages()
 
-import argparse
 import collections
 import dataclasses
 import functools
@@ -235,7 +234,7 @@ def cache(config: Config, out: epath.Path, batch_size: int | None) -> int:
         mesh = make_mesh(config.fsdp)
         batch_size = _CLIPS_PER_DEVICE * mesh.size if batch_size is None else batch_size
         if batch_size % mesh.size:
-            raise ValueError(f"--batch-size={batch_size} is not a multiple of the {mesh.size} devices")
+            raise ValueError(f"--batch_size={batch_size} is not a multiple of the {mesh.size} devices")
         (dataset,) = config.data.datasets
         with distributed.main_first():
             source = open_source(dataset, Limits.of(config.data))
@@ -289,20 +288,13 @@ def _finish(out: epath.Path, manifest: Manifest, config: Config) -> int:
     return 0
 
 
-def _count(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
-
-
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
     parser.add_argument("--out", required=True, help="the folder, for data.features")
     parser.add_argument(
-        "--batch-size", type=_count, help=f"clips at a time (default: {_CLIPS_PER_DEVICE} a device)"
+        "--batch_size", type=flags.count, help=f"clips at a time (default: {_CLIPS_PER_DEVICE} a device)"
     )
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
