@@ -6,7 +6,8 @@ FOLDER holds clip.mp4 beside clip.txt (a caption), or a manifest (.jsonl, .csv, 
 a file and its texts, or tar shards. Nothing is converted first; what cannot be read is left out and named
 in runs/my_videos/bad_records.json. With a split of held-out clips ("validation" in FOLDER), add
 --config.checkpoint.best_metric=recall_at_1 and --config.eval.splits="('validation',)".
-Expected: it starts within a minute and the loss falls from 3.5 towards what your captions tell apart; a
+Expected: the loss falls from 3.5 towards what your captions tell apart. 48 clips of 320 x 240, eight captions
+among them, were told apart within 120 steps of 1.1 s on two CPU cores, of which data took next to none. A
 model this small, from scratch, learns what is in the clips and does not know what it never saw. For that
 start from open weights: configs/open.py.
 """
