@@ -1,12 +1,14 @@
 """Evaluate a trained model.
 
     python -m jepa_jax.evaluate --checkpoint=DIR [--task=NAME] [--split=NAME]
+    python -m jepa_jax.evaluate --checkpoint=DIR --task=selective [--texts=bank|decoder]
     python -m jepa_jax.evaluate --checkpoint=DIR --task=NAME --annotations=PATH --media=FOLDER
 
 DIR is a work directory, one checkpoint in it, or a converted model. The first form runs the tasks of
-the default data, all (those that write text if the model has a decoder) or one; the second a benchmark
-of the paper from its official annotation files (docs/evaluation.md names them). Both print a table and
-write DIR/eval/TASK.json; what a benchmark lacks is in DIR/eval/TASK.missing.json.
+the default data, all (those that write text if the model has a decoder) or one; the second watches
+clips joined to streams, and draws CIDEr over decodes per second to DIR/selective.png; the third runs a
+benchmark of the paper from its official annotation files (docs/evaluation.md names them). All print a
+table and write DIR/eval/TASK.json; what a benchmark lacks is in DIR/eval/TASK.missing.json.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from flax import nnx
 from jepa_jax import flags, inference, parts
 from jepa_jax.config import Config
 from jepa_jax.distributed import is_main
-from jepa_jax.evaluation import benchmark, emoji_motion, frames, pairs, wording
+from jepa_jax.evaluation import benchmark, emoji_motion, frames, pairs, selective_streams, wording
 from jepa_jax.evaluation.benchmarks import BENCHMARKS
 from jepa_jax.evaluation.clips import Clip, Subject, load_clips, shuffle_in_time
 from jepa_jax.evaluation.media import MediaFolder
@@ -30,9 +32,11 @@ from jepa_jax.evaluation.pictures import plot_retrieval
 from jepa_jax.evaluation.report import format_table, write_json
 from jepa_jax.inference import Model
 from jepa_jax.models.vl_jepa import VLJEPA
+from jepa_jax.streaming.texts import NearestText, Written
 
 CONTROLS = ("untrained", "shuffled")
 OWN_TASKS = emoji_motion.TASKS | emoji_motion.TEXT_TASKS | emoji_motion.ON_REQUEST
+SELECTIVE = "selective"
 BENCHMARK_FLAGS = ("annotations", "media", "query", "wordings")
 
 
@@ -194,9 +198,29 @@ def evaluate_benchmark(
         print(benchmark.missing_sentence(outcome, str(missing)))
 
 
+def evaluate_selective(model: Model, workdir: pathlib.Path, split: str | None, by_decoder: bool) -> None:
+    """Selective against uniform decoding: write `eval/selective.json` and `selective.png`, print the table.
+
+    Raises:
+      UsageError: a split cannot be read, or windows of the run's frames cannot overlap by half.
+    """
+    config = model.config.eval
+    if not (split or config.splits):
+        raise flags.UsageError("the run's eval.splits are none: name one with --split")
+    splits = (config.validation_split, split or config.splits[0])
+    speak = (lambda model, _: Written(model)) if by_decoder else NearestText
+    with flags.as_usage_errors(ValueError, OSError):
+        metrics, curves, places = selective_streams.evaluate(model, speak, splits)
+    if not is_main():
+        return
+    write_json(workdir, SELECTIVE, metrics)
+    selective_streams.plot(workdir / "selective.png", curves, places)
+    print(format_table({SELECTIVE: metrics}))
+
+
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
-    known = [*OWN_TASKS, *BENCHMARKS]
+    known = [*OWN_TASKS, SELECTIVE, *BENCHMARKS]
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a work directory or a checkpoint in it")
     parser.add_argument("--task", help=f"one of {', '.join(known)} (default: all of the default data)")
@@ -205,6 +229,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--media", help="the folder of a benchmark's videos or images, in any layout")
     parser.add_argument("--query", help="asked in place of the benchmark's own; '' for none")
     parser.add_argument("--wordings", help="a JSON list of queries: how far answers spread over them")
+    parser.add_argument(
+        "--texts",
+        choices=("bank", "decoder"),
+        help="who speaks in --task=selective (default: the bank's nearest)",
+    )
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
@@ -214,6 +243,8 @@ def main(arguments: list[str]) -> int:
     for flag in BENCHMARK_FLAGS:
         if asked is None and getattr(values, flag) is not None:
             raise flags.UsageError(f"--{flag} is for benchmarks: name one with --task")
+    if values.task != SELECTIVE and values.texts is not None:
+        raise flags.UsageError("--texts is for --task=selective")
     model = inference.load(values.checkpoint)
     path = pathlib.Path(values.checkpoint).absolute()
     workdir = path if parts.is_part(path) else inference.find_run(path)[0]
@@ -223,6 +254,11 @@ def main(arguments: list[str]) -> int:
         return 0
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can be evaluated")
+    if values.task == SELECTIVE:
+        if values.texts == "decoder":
+            _ = model.decoder  # what is wrong with it comes out before anything runs
+        evaluate_selective(model, workdir, values.split, values.texts == "decoder")
+        return 0
     if values.split is not None:
         config = model.config
         splits = dataclasses.replace(config.eval, splits=(values.split,))

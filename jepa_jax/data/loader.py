@@ -68,7 +68,9 @@ class Loader:
         self._first: collections.deque = collections.deque()
         rest = dataset[self._step :] if self._step else dataset
         if not data.workers:
-            options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
+            # Each thread makes a whole batch: more of them than batches ahead would have nothing to do.
+            threads = min(data.threads, data.prefetch)
+            options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data.prefetch)
             self._iterator = iter(rest.to_iter_dataset(options))
             return
         if not flags.FLAGS.is_parsed():  # Grain's processes look at flags of its own, which have defaults

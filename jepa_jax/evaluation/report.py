@@ -24,6 +24,8 @@ def shown(name: str, value: float | None) -> str:
         return f"{value:.1f}"
     if "cosine" in name:
         return f"{value:.3f}"
+    if "times" in name:
+        return f"{value:.2f}"
     return f"{100 * value:.1f}" + ("" if "cider" in name else "%")
 
 
