@@ -1,6 +1,8 @@
 """A manifest of texts and the media files it names, or media files each with a text file beside it."""
 
 import dataclasses
+import hashlib
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,17 +50,35 @@ class ManifestSource:
         self._index, self.skipped = self._without_repeats()
         self.identity = f"manifest {self._table.identity} {self._fields}"
 
-    def _without_repeats(self) -> tuple[np.ndarray, tuple[BadRecordError, ...]]:
+    def _without_repeats(self) -> tuple[Sequence[int], tuple[BadRecordError, ...]]:
         """Rows to keep, and those whose key stood before."""
         if KEY not in self._table.known:
-            return np.arange(len(self._table)), ()
-        seen, repeats = set(), {}
+            return range(len(self._table)), ()
+        # Hashes, and not the keys, of which there may be hundreds of millions.
+        rows, hashes = array("Q"), array("Q")
         for i, key in self._table.values(KEY):
-            if key is None:
+            if key is not None:
+                rows.append(i)
+                hashes.append(
+                    int.from_bytes(
+                        hashlib.blake2b(str(key).encode("utf-8", "replace"), digest_size=8).digest()
+                    )
+                )
+        found = np.array(hashes, np.uint64)
+        order = np.argsort(found, kind="stable")
+        again = order[1:][found[order[1:]] == found[order[:-1]]]
+        if not len(again):
+            return range(len(self._table)), ()
+        repeats = {}
+        # Few have a hash that stood before: of these the keys are compared.
+        doubtful = set(found[again].tolist())
+        first: dict[str, int] = {}
+        for row, value in zip(rows, hashes, strict=True):
+            if value not in doubtful:
                 continue
-            if str(key) in seen:
-                repeats[i] = BadRecordError("key not unique", self._table.name(i), str(key)[:200])
-            seen.add(str(key))
+            key = str(self._table.row(row)[KEY])
+            if first.setdefault(key, row) != row:
+                repeats[row] = BadRecordError("key not unique", self._table.name(row), key[:200])
         kept = np.setdiff1d(np.arange(len(self._table)), list(repeats))
         return kept, tuple(repeats.values())
 

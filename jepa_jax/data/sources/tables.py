@@ -1,11 +1,13 @@
 """Rows of a manifest by number: JSON Lines, CSV or Parquet."""
 
+import bisect
 import contextlib
 import csv
 import functools
 import itertools
 import json
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -15,11 +17,13 @@ from etils import epath
 from jepa_jax.data.records import BadRecordError
 from jepa_jax.data.sources.fields import is_within, paths_of
 from jepa_jax.data.sources.files import checksum, extension, read_piece
+from jepa_jax.data.sources.offsets import Offsets, lines
 
 # A longer line is taken for damage: it is not read.
 MAX_LINE_BYTES = 2**24
 # So many rows are asked for the names of their fields.
 ROWS_ASKED = 100
+_ROWS_TOGETHER = 4096
 
 
 class Table(Protocol):
@@ -51,41 +55,44 @@ def open_table(path: epath.Path) -> Table:
 
 
 class _Lines:
-    """A text file whose rows are found by their offsets; a row is parsed when it is asked for."""
+    """A text file whose rows are found by where they begin; a row is parsed when it is asked for. Empty
+    lines belong to the row before them."""
 
-    def __init__(self, path: epath.Path, spans: np.ndarray):
+    def __init__(self, path: epath.Path, begins: Offsets, size: int):
         self._path = path
-        self._spans = spans  # [rows, 2] of begin and end, in bytes
+        self._begins, self._size = begins, size
         self.identity = f"{path.name} {checksum(path)}"
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._begins)
 
     def name(self, index: int) -> str:
         return f"{self._path.name}:{index + 1}"
 
     def row(self, index: int) -> dict[str, Any]:
-        self._check_length(index)
-        begin, end = (int(value) for value in self._spans[index])
-        return self._parse(index, read_piece(self._path, begin, end - begin, self.name(index)))
+        begin, length = self._span(index)
+        return self._parse(index, read_piece(self._path, begin, length, self.name(index)))
 
     def values(self, key: str) -> Iterator[tuple[int, Any]]:
         return ((i, row.get(key)) for i, row in self._rows())
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self._path.open("rb") as file:
-            for i, (begin, end) in enumerate(self._spans):
+            for i in range(len(self)):
                 try:
-                    self._check_length(i)
-                    file.seek(int(begin))
-                    yield i, self._parse(i, file.read(int(end - begin)))
+                    begin, length = self._span(i)
+                    file.seek(begin)
+                    yield i, self._parse(i, file.read(length))
                 except BadRecordError:
                     continue  # told again by `row`
 
-    def _check_length(self, index: int) -> None:
-        begin, end = self._spans[index]
+    def _span(self, index: int) -> tuple[int, int]:
+        """Where a row begins, and its length, in bytes."""
+        begin = self._begins[index]
+        end = self._begins[index + 1] if index + 1 < len(self) else self._size
         if end - begin > MAX_LINE_BYTES:
             raise BadRecordError("line not readable", self.name(index), f"{end - begin} bytes")
+        return begin, end - begin
 
     def _parse(self, index: int, content: bytes) -> dict[str, Any]:
         try:
@@ -112,25 +119,11 @@ class JsonLines(_Lines):
     """An object a line; empty lines are no rows."""
 
     def __init__(self, path: epath.Path):
-        ends, size = [], 0
-        with path.open("rb") as file:
-            while block := file.read(2**22):
-                ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size)
-                size += len(block)
-        ends = np.concatenate([*ends, [size]]).astype(np.int64)
-        spans = np.stack([np.concatenate([[0], ends[:-1] + 1]), ends], axis=1)
-        # An empty line holds nothing, or the first half of Windows' end of line.
-        short = spans[:, 1] - spans[:, 0] <= 1
-        if short.any():
-            with path.open("rb") as file:
-                for i in np.flatnonzero(short):
-                    file.seek(int(spans[i, 0]))
-                    short[i] = not file.read(int(spans[i, 1] - spans[i, 0])).strip()
-        self._numbers = np.flatnonzero(~short)
-        super().__init__(path, spans[~short])
+        begins, self._empty, size = lines(path)
+        super().__init__(path, begins, size)
 
     def name(self, index: int) -> str:
-        return f"{self._path.name}:{int(self._numbers[index]) + 1}"
+        return super().name(index + bisect.bisect_right(self._empty, index))
 
     def _row_of(self, text: str) -> dict[str, Any]:
         row = json.loads(text)
@@ -143,9 +136,9 @@ class Csv(_Lines):
     """A header with the columns' names, then rows; a quoted field may go over several lines."""
 
     def __init__(self, path: epath.Path):
-        spans, begin, end = [], 0, 0
+        begins, group, begin, end = Offsets(), array("Q"), 0, 0
 
-        def lines() -> Iterator[str]:
+        def read_lines() -> Iterator[str]:
             nonlocal end
             with path.open("rb") as file:
                 # Not a whole line of any length, which may be all of a file that is no CSV.
@@ -154,7 +147,7 @@ class Csv(_Lines):
                     # Rows that are not UTF-8 are told when they are read: here only quotes count.
                     yield line.decode("utf-8-sig" if end == len(line) else "utf-8", "replace")
 
-        rows = csv.reader(lines(), strict=True)
+        rows = csv.reader(read_lines(), strict=True)
         self._header = None
         while True:
             try:
@@ -166,18 +159,22 @@ class Csv(_Lines):
             if self._header is None:
                 self._header = row
             elif row:
-                spans.append((begin, end))
+                group.append(begin)
+                if len(group) == _ROWS_TOGETHER:
+                    begins.extend(np.array(group, np.int64))
+                    del group[:]
             begin = end
+        begins.extend(np.array(group, np.int64))
         if not self._header or len(set(self._header)) != len(self._header):
             raise ValueError(f"{path}: its first line must name every column once")
-        super().__init__(path, np.array(spans, np.int64).reshape(-1, 2))
+        super().__init__(path, begins, end)
 
     @property
     def known(self) -> tuple[str, ...]:
         return tuple(self._header)
 
     def _row_of(self, text: str) -> dict[str, Any]:
-        (values,) = csv.reader([text], strict=True)
+        (values,) = csv.reader([text.rstrip("\r\n")], strict=True)
         if len(values) != len(self._header):
             raise ValueError(f"{len(values)} values for {len(self._header)} columns")
         return {key: value for key, value in zip(self._header, values, strict=True) if value != ""}
