@@ -13,3 +13,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Tests compile much and run little: this halves their time. Tests that start a process of their own
 # run what users run.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Files that take minutes, because they wait for processes or compile the largest models.
+_LONGEST = ("distributed_test.py", "train_test.py", "benchmark_test.py", "full_size_test.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that none of them is what everything else has ended and waits for."""
+    places = {name: i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
