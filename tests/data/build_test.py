@@ -21,6 +21,7 @@ from jepa_jax.data import schema
 from jepa_jax.data.build import dataset, duplicates, report
 from jepa_jax.data.build.dataset import Options, TooManyBadRecordsError, build
 from jepa_jax.data.build.layout import BuildError
+from jepa_jax.data.build.prepare import Prepare
 from jepa_jax.data.build.report import plot_report
 from jepa_jax.data.build.runner import BeamRunner, WorkerDiedError
 from jepa_jax.data.build.spans import cut_span
@@ -80,6 +81,18 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 def names_in(folder) -> list[str]:
     builder = tfds.builder_from_directory(folder)
     return [schema.to_record(example).name for example in builder.as_data_source(split="train")]
+
+
+@pytest.mark.parametrize(("count", "shards"), [(1, 1), (2500, 3), (99_000, 16), (1_000_000, 100)])
+def test_a_shard_s_records_are_bounded_however_small_they_are(count, shards):
+    class Large(MemorySource):
+        def __len__(self):
+            return count
+
+        def __getitem__(self, index):
+            return MemorySource.__getitem__(self, 0)
+
+    assert dataset._shards("train", Prepare(Large(captions("one")), LIMITS, None), None, 0.0) == shards
 
 
 def test_the_result_is_a_tfds_dataset_in_the_source_order(tmp_path):

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 Run = Callable[[Callable[[int], None], Sequence[int]], None]
 # Records that are looked at first; a shard's size; shards of a small dataset, so that workers share it.
 _LOOK, _SHARD_BYTES, _RECORDS_PER_SHARD, _FEW_SHARDS = 32, 2**28, 1000, 16
+# Writing a shard takes memory that grows with its records, about 2 kB each.
+_MOST_RECORDS = 10_000
 
 
 class TooManyBadRecordsError(RuntimeError):
@@ -149,7 +151,8 @@ def _shards(name: str, prepare: Prepare, wanted: int | None, max_bad_fraction: f
     if wanted is not None:
         return min(wanted, count)
     by_size = math.ceil(float(np.mean(sizes)) * count / _SHARD_BYTES) if sizes else 1
-    return min(count, max(by_size, min(_FEW_SHARDS, -(-count // _RECORDS_PER_SHARD))))
+    by_count = max(min(_FEW_SHARDS, -(-count // _RECORDS_PER_SHARD)), -(-count // _MOST_RECORDS))
+    return min(count, max(by_size, by_count))
 
 
 def _settings(splits: Mapping[str, Split], sources: Mapping[str, Source], options: Options) -> dict[str, Any]:
