@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import signal
+import threading
 from collections.abc import Callable
 
 import jax
@@ -18,16 +19,26 @@ from jepa_jax.state import TrainState, to_items
 
 
 class StopFlag:
-    """Set by SIGTERM and SIGINT; the loop looks at it between steps. A second signal kills.
+    """Set by SIGTERM and SIGINT within its context; the loop looks at it between steps. A second
+    signal kills.
 
     Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all.
     """
 
     def __init__(self):
         self.signal: int | None = None
-        if jax.process_count() == 1:
+        self._before = {}
+
+    def __enter__(self):
+        # Python lets its main thread alone take signals.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._set)
+                self._before[number] = signal.signal(number, self._set)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def look(self, step: int) -> bool:
         """Whether to stop after this step."""
@@ -50,13 +61,12 @@ def run_steps(
     *,
     mesh: Mesh,
     checkpointer: Checkpointer,
-    stop: StopFlag,
     bad: BadRecords,
     data_identity: str,
     score: Callable[[TrainState], dict[str, float]] | None = None,
     after: Callable[[dict[str, float]], None] = lambda scalars: None,
-) -> tuple[TrainState, bool]:
-    """Steps `start` + 1 to `config.steps`, or until `stop` says so; logs, and saves on the way and last.
+) -> tuple[TrainState, int | None]:
+    """Steps `start` + 1 to `config.steps`, or until a signal; logs, and saves on the way and last.
 
     Args:
       step_fn: (state, batch on the devices) -> the next state and scalars.
@@ -68,7 +78,7 @@ def run_steps(
       score: of a state about to be saved, for the log and for which checkpoint is the best.
 
     Returns:
-      The state, and whether it is that of the last step.
+      The state, and the signal that stopped it before the last step.
 
     Raises:
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
@@ -76,7 +86,7 @@ def run_steps(
     """
     unlogged = None
     log = RunLog(workdir, config, start, write=distributed.is_main())
-    with contextlib.closing(log), contextlib.closing(loader):
+    with contextlib.closing(log), contextlib.closing(loader), StopFlag() as stop:
         for step in range(start + 1, config.steps + 1):
             # Step N - 1 is under way while batch N is waited for and put on the devices.
             with log.data_wait():
@@ -102,9 +112,9 @@ def run_steps(
                 checkpointer.wait()
                 if distributed.is_main():
                     print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
-                return state, False
-    checkpointer.wait()
-    return state, True
+                return state, stop.signal
+        checkpointer.wait()
+    return state, None
 
 
 def check_workdir(config, workdir: pathlib.Path, free: set[str]) -> None:

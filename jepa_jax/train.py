@@ -78,7 +78,6 @@ def train(config: Config, workdir: pathlib.Path) -> int:
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
     """
-    stop = loop.StopFlag()
     # Each host counts the records that it reads itself.
     host = "" if distributed.is_main() else f".{jax.process_index()}"
     bad = BadRecords(config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
@@ -126,7 +125,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         score = None
         if validation:
             score = lambda state: validation(nnx.merge(graphdef, state.trained, state.frozen))
-        state, done = loop.run_steps(
+        state, stopped_by = loop.run_steps(
             step_fn,
             state,
             loader,
@@ -135,14 +134,13 @@ def train(config: Config, workdir: pathlib.Path) -> int:
             workdir,
             mesh=mesh,
             checkpointer=checkpointer,
-            stop=stop,
             bad=bad,
             data_identity=pipeline.identity(sources),
             score=score,
             after=advice.Advisor(config.data, sources, tell=distributed.is_main()).after,
         )
-        if not done:
-            return 128 + stop.signal
+        if stopped_by:
+            return 128 + stopped_by
         if distributed.is_main():
             plot_loss(workdir)
         if bad.total:

@@ -157,7 +157,6 @@ def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) 
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than the run's `data.max_bad_fraction` have unusable texts.
     """
-    stop = loop.StopFlag()
     host = "" if distributed.is_main() else f".{jax.process_index()}"
     bad = BadRecords(model.config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
     with flags.as_usage_errors(ValueError, OSError):
@@ -191,7 +190,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) 
                     print(f"resuming from step {start} of {config.steps}")
         y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
         step_fn = functools.partial(_jitted_step, y_encoder=y_encoder, graphdef=graphdef, config=config)
-        _, done = loop.run_steps(
+        _, stopped_by = loop.run_steps(
             step_fn,
             state,
             Loader(dataset, model.config.data, bad, data_state),
@@ -200,12 +199,11 @@ def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) 
             workdir,
             mesh=mesh,
             checkpointer=checkpointer,
-            stop=stop,
             bad=bad,
             data_identity=pipeline.identity(sources),
         )
-    if not done:
-        return 128 + stop.signal
+    if stopped_by:
+        return 128 + stopped_by
     if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
         print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
         return 1

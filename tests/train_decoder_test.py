@@ -47,15 +47,6 @@ def run(tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Training takes over two signals."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def train(run, *arguments) -> int:
     return flags.run(train_decoder.main, [f"--checkpoint={run}", f"--config={CONFIG}", *arguments])
 
@@ -91,6 +82,7 @@ def test_it_learns_and_is_found_beside_its_run(trained):
 
 def test_stopped_and_started_again_it_ends_with_the_same_numbers(trained, tmp_path, monkeypatch, capsys):
     look = loop.StopFlag.look
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def interrupt(stop, step):
         if step == 7:
@@ -101,6 +93,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_numbers(trained, tmp_pa
         patch.setattr(loop.StopFlag, "look", interrupt)
         assert train(trained, f"--workdir={tmp_path}") == 128 + signal.SIGTERM
     assert "SIGTERM: saved step 7" in capsys.readouterr().out
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert train(trained, f"--workdir={tmp_path}") == 0
     assert "resuming from step 7 of 20" in capsys.readouterr().out
     assert losses(tmp_path) == losses(trained / "decoder")

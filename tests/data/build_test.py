@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 
@@ -150,13 +151,26 @@ def test_the_files_are_the_same_whoever_writes_them(tmp_path):
         assert files == found["turn"], name
 
 
+@pytest.fixture
+def sigint_taken():
+    """A program that wants SIGINT for itself."""
+
+    def take(*_):
+        pass
+
+    before = signal.signal(signal.SIGINT, take)
+    yield take
+    signal.signal(signal.SIGINT, before)
+
+
 # Beam's threads, when their worker is gone.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_worker_ends_the_build_and_the_next_goes_on(tmp_path):
+def test_a_dead_worker_ends_the_build_and_the_next_goes_on(tmp_path, sigint_taken):
     """Beam's own runner would wait for it forever."""
     source = MemorySource(captions(*WORDS), kill=30, armed=tmp_path / "a" / "tiny" / "1.0.0")
     with pytest.raises(WorkerDiedError, match=r"137|-9"):
         build_in(tmp_path / "a", source, shards=4, run=BeamRunner(workers=2))
+    assert signal.getsignal(signal.SIGINT) is sigint_taken
     folder, _ = build_in(tmp_path / "a", source, shards=4)
     assert contents(folder) == contents(build_in(tmp_path / "b", source, shards=4)[0])
 

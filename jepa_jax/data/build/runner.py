@@ -66,6 +66,8 @@ def _watching_workers() -> Iterator[None]:
     """Stop when a worker process is gone: Beam notices in a thread of its own, and waits on."""
     died: list[BaseException] = []
     before = threading.excepthook
+    # Whatever this process does with the signal otherwise.
+    before_signal = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def note(arguments):
         if arguments.thread is not None and arguments.thread.name == "run_worker" and not died:
@@ -83,3 +85,4 @@ def _watching_workers() -> Iterator[None]:
         raise WorkerDiedError(f"{died[0]}, as it does when memory runs out") from None
     finally:
         threading.excepthook = before
+        signal.signal(signal.SIGINT, before_signal)
