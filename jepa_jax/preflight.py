@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before JAX is imported: the compiler need not look
         }
     )
 
+import bisect
 import dataclasses
 import importlib.util
 import json
@@ -154,28 +155,40 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
     return Compiled(memory, Program(text).cost(), time.perf_counter() - start)
 
 
-def smallest_that_fits(config: Config, devices: list, lengths: tuple[int, int], chip: Chip):
-    """The smallest `micro_batches` whose step fits, and that step: (int, Compiled), or None.
+def smallest_that_fits(
+    config: Config, devices: list, lengths: tuple[int, int], chip: Chip, needed: float
+) -> tuple[int, Compiled] | None:
+    """The smallest `micro_batches` whose step fits, and that step.
 
-    More pieces never take more memory, so it is found by halving.
+    More pieces never take more memory. Each try is a compilation of minutes, so the next number is not
+    the middle of those left but what the last two say of a part that stays and a part that is divided.
+
+    Args:
+      needed: bytes a chip of the step with `config.micro_batches`, which does not fit.
     """
     clips = config.batch_size // len(devices)
     candidates = [k for k in range(config.micro_batches + 1, clips + 1) if clips % k == 0]
     best = None
+    # Of the first, all is taken to be divided.
+    tried = [(math.inf, 0.0), (config.micro_batches, needed)]
     while candidates:
-        middle = len(candidates) // 2
-        pieces = candidates[middle]
+        (k1, bytes1), (k2, bytes2) = tried[-2:]
+        divided = (bytes2 - bytes1) / (1 / k2 - 1 / k1)
+        room = chip.hbm_bytes - (bytes2 - divided / k2)
+        guess = divided / room if room > 0 else math.inf
+        place = min(bisect.bisect_left(candidates, guess), len(candidates) - 1)
+        pieces = candidates[place]
         try:
             compiled = compile_step(dataclasses.replace(config, micro_batches=pieces), devices, lengths)
+            needed = compiled.memory["total"]
         except DoesNotFitError as error:
-            print(f"micro_batches={pieces} takes {error}", file=sys.stderr)
-            candidates = candidates[middle + 1 :]
-            continue
-        print(f"micro_batches={pieces} takes {compiled.memory['total'] / 1e9:.1f} GB", file=sys.stderr)
-        if compiled.memory["total"] > chip.hbm_bytes:
-            candidates = candidates[middle + 1 :]
+            compiled, needed = None, error.needed
+        print(f"micro_batches={pieces} takes {needed / 1e9:.1f} GB", file=sys.stderr)
+        tried.append((pieces, needed))
+        if needed > chip.hbm_bytes:
+            candidates = candidates[place + 1 :]
         else:
-            best, candidates = (pieces, compiled), candidates[:middle]
+            best, candidates = (pieces, compiled), candidates[:place]
     return best
 
 
@@ -285,7 +298,7 @@ def main(arguments: list[str]) -> int:
                 f"{chip.hbm_bytes / 1e9:.0f}; looking for the smallest micro_batches that does",
                 file=sys.stderr,
             )
-            found = smallest_that_fits(config, devices, lengths, chip)
+            found = smallest_that_fits(config, devices, lengths, chip, needed)
             if found is None:
                 print("error: no micro_batches fits: take more chips, or a larger fsdp", file=sys.stderr)
                 return 1

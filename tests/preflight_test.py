@@ -66,13 +66,17 @@ def test_the_command_prints_and_writes_what_a_step_costs(tmp_path):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize(("room", "smallest"), [(900, 2), (500, 4), (80, 24), (60, None)])
-def test_the_smallest_number_of_pieces_that_fits_is_found(room, smallest, monkeypatch):
-    """A step that takes 1,800 bytes over the number of pieces, on a compiler that refuses above 1,000."""
+@pytest.mark.parametrize(
+    ("fixed", "room", "smallest"),
+    [(0, 900, 2), (0, 500, 4), (0, 80, 24), (0, 60, None), (300, 900, 3), (300, 400, 24), (70, 360, 8)],
+)
+def test_the_smallest_number_of_pieces_that_fits_is_found(fixed, room, smallest, monkeypatch):
+    """A step that takes 1,800 bytes over the number of pieces beside what stays, on a compiler that
+    refuses above 1,000."""
     tried = []
 
     def compile_step(config, devices, lengths):
-        needed = 1800 / config.micro_batches
+        needed = fixed + 1800 / config.micro_batches
         tried.append(config.micro_batches)
         if needed > 1000:
             raise preflight.DoesNotFitError(needed)
@@ -81,9 +85,9 @@ def test_the_smallest_number_of_pieces_that_fits_is_found(room, smallest, monkey
     monkeypatch.setattr(preflight, "compile_step", compile_step)
     config = dataclasses.replace(tiny, batch_size=48, fsdp=2)
     chip = dataclasses.replace(CHIPS[0], hbm_bytes=room)
-    found = preflight.smallest_that_fits(config, [None] * 2, LENGTHS, chip)
+    found = preflight.smallest_that_fits(config, [None] * 2, LENGTHS, chip, fixed + 1800)
     assert (found and found[0]) == smallest
-    assert len(tried) <= 3, "of the seven numbers that divide 24 clips, by halving"
+    assert len(tried) <= 3, "of the seven numbers that divide 24 clips"
 
 
 def test_what_the_compiler_says_does_not_fit_is_read():
