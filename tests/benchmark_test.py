@@ -22,7 +22,13 @@ PARTS = ["data_wait", "host_to_device", "x_encoder", "predictor", "y_encoder", "
 
 def run(out: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[dict, str]:
     """What a benchmark of the tiny model writes, and what it prints."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        # They compile much and run little, and no time is looked at.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     command = [sys.executable, "-m", "jepa_jax.benchmark", "--config=tests/tiny_config.py", "--steps=2"]
     done = subprocess.run(
         [*command, f"--out={out}", f"--config.fsdp={devices}", *arguments],

@@ -273,6 +273,8 @@ def test_every_field_of_a_run(tmp_path):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "2",
+        # It compiles much and runs little.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "jepa_jax.train", f"--config={CONFIG}"]
