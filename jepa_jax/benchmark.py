@@ -240,14 +240,16 @@ def main(arguments: list[str]) -> int:
         "--steps", type=flags.count, default=10, help="steps to take the median of (default: 10)"
     )
     parser.add_argument("--synthetic", action="store_true", help="random batches instead of the dataset")
-    parser.add_argument("--out", help="a JSON file (default: runs/NAME.benchmark.json)")
+    parser.add_argument(
+        "--out", type=flags.local_path, help="a JSON file (default: runs/NAME.benchmark.json)"
+    )
     parser.add_argument("--compare", choices=["pytorch"], help="run the PyTorch assembly alternately")
     parser.add_argument("--part", choices=comparison.PARTS, help="what to compare (default: step)")
     values, overrides = flags.parse(arguments, parser)
     if values.part and not values.compare:
         raise flags.UsageError("--part says what to compare: give --compare=pytorch too")
     config = flags.override(flags.load_config(values.config), overrides)
-    out = pathlib.Path(values.out or f"runs/{config.name}.benchmark.json")
+    out = values.out or pathlib.Path(f"runs/{config.name}.benchmark.json")
     with flags.as_usage_errors(OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
     if values.compare:

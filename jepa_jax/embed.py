@@ -102,7 +102,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     collection.add_argument("--path", metavar="FOLDER", help="any that data.path takes")
     parser.add_argument("--split", default="train")
     parser.add_argument("--query", default="describe the clip", help="what is asked about each video")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--out", type=flags.local_path, required=True, metavar="DIR")
     parser.add_argument("--part_rows", type=int, default=1024, help="videos to a part: at most so many again")
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
         rows=len(collection),
         part_rows=values.part_rows,
     )
-    out = pathlib.Path(values.out)
+    out = values.out
     with jax.set_mesh(make_mesh(devices=jax.local_devices())):
         embed(on_every_device(loaded), collection, out, manifest)
     with distributed.main_first():  # all are done when the first has seen the last

@@ -148,6 +148,15 @@ def count(word: str) -> int:
     return number
 
 
+def local_path(word: str) -> pathlib.Path:
+    """A flag's value that is a place to write to, on any file system of this machine."""
+    if "://" in word:
+        raise argparse.ArgumentTypeError(
+            f"{word} is in an object store: name a place on a disk, shared or not, or a bucket mounted as one"
+        )
+    return pathlib.Path(word)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with the same one-sentence errors as everything else."""
 

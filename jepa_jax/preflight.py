@@ -275,7 +275,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--slices", type=flags.count, default=1, help="so many slices of that shape")
     parser.add_argument("--chips", type=flags.count, help="only the first so many chips of it")
     parser.add_argument("--bucket", type=int, default=-1, help="which of data.length_buckets (default: last)")
-    parser.add_argument("--out", help="JSON file (default: runs/NAME/preflight-TOPOLOGY.json)")
+    parser.add_argument(
+        "--out", type=flags.local_path, help="JSON file (default: runs/NAME/preflight-TOPOLOGY.json)"
+    )
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
     buckets = config.data.length_buckets
@@ -310,7 +312,7 @@ def main(arguments: list[str]) -> int:
     if not fits:
         print(f"\nas configured it does not fit: set --config.micro_batches={config.micro_batches}")
     default = f"runs/{config.name}/preflight-{values.topology.replace(':', '-')}.json"
-    out = pathlib.Path(values.out or default)
+    out = values.out or pathlib.Path(default)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(result, indent=2) + "\n")
     print(f"written to {out}")

@@ -75,7 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="the model that embedded it")
     parser.add_argument("--top", type=flags.count, default=8, help="how many are shown")
     parser.add_argument("--kind", choices=("exact", "ivf"), help="of index (default: by size)")
-    parser.add_argument("--out", default="search.png", metavar="FILE")
+    parser.add_argument("--out", type=flags.local_path, default="search.png", metavar="FILE")
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
     items = [(score, row, collection[row.row]) for score, row in hits]
     seen = [(score, row, item.frames) for score, row, item in items if not isinstance(item, LeftOut)]
     if seen:
-        draw(pathlib.Path(values.out), values.text, seen)
+        draw(values.out, values.text, seen)
     return 0
 
 

@@ -118,7 +118,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", help="a camera's interface: v4l2, avfoundation, dshow")
     parser.add_argument("--bank", metavar="FILE", help="texts to choose from (default: the model's decoder)")
     parser.add_argument("--query", default="describe the clip", help="what the model is asked")
-    parser.add_argument("--out", default="watched", metavar="DIR")
+    parser.add_argument("--out", type=flags.local_path, default="watched", metavar="DIR")
     parser.add_argument("--window", type=float, default=2.0, metavar="SECONDS", help="what one look takes in")
     parser.add_argument(
         "--step", type=float, metavar="SECONDS", help="from look to look (default: window / 2)"
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
         )
     if bank is None and not model.has_decoder:
         raise flags.UsageError(f"{values.checkpoint} has no decoder to write texts: name a --bank of them")
-    out = pathlib.Path(values.out)
+    out = values.out
     out.mkdir(parents=True, exist_ok=True)
     speak = Written(model) if bank is None else NearestText(model, bank)
     watch = Watch(speak, EventLog(out / "events.jsonl"), Timeline(), Latency(values.batch))

@@ -179,11 +179,13 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
-    parser.add_argument("--workdir", help="where everything is written (default: runs/NAME)")
+    parser.add_argument(
+        "--workdir", type=flags.local_path, help="where everything is written (default: runs/NAME)"
+    )
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
-    workdir = pathlib.Path(values.workdir or f"runs/{config.name}").absolute()
+    workdir = (values.workdir or pathlib.Path("runs", config.name)).absolute()
     loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     distributed.initialize(values)
     try:

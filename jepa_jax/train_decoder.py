@@ -219,7 +219,9 @@ def main(arguments: list[str]) -> int:
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="the run whose embeddings are decoded")
     parser.add_argument("--config", default="configs/demo_decoder.py", help="a Python config file")
-    parser.add_argument("--workdir", help="where everything is written (default: RUN/decoder)")
+    parser.add_argument(
+        "--workdir", type=flags.local_path, help="where everything is written (default: RUN/decoder)"
+    )
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config, DecoderConfig), overrides)
@@ -227,7 +229,7 @@ def main(arguments: list[str]) -> int:
     model = inference.load(values.checkpoint)
     if not isinstance(model, inference.Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: a decoder is for whole models")
-    workdir = pathlib.Path(values.workdir or model.home / "decoder").absolute()
+    workdir = (values.workdir or model.home / "decoder").absolute()
     if config.run_step not in (None, model.step):
         raise flags.UsageError(
             f"run_step={config.run_step}, but {values.checkpoint} is step {model.step}: give "

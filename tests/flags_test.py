@@ -1,6 +1,7 @@
 """The command line: overrides, and one clear sentence for each mistake."""
 
 import dataclasses
+import importlib
 
 import pytest
 
@@ -128,3 +129,27 @@ def test_overrides_may_stand_apart_from_their_values():
 def test_every_section_is_reachable():
     assert all(name in flags.flatten(CONFIG) for name in ("seed", "model.y_encoder.window", "eval.clips"))
     assert {f.name for f in dataclasses.fields(Config)} <= {n.split(".")[0] for n in flags.flatten(CONFIG)}
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("jepa_jax.train", "workdir"),
+        ("jepa_jax.train_decoder", "workdir"),
+        ("jepa_jax.data.build.__main__", "out"),
+        ("jepa_jax.embed", "out"),
+        ("jepa_jax.search", "out"),
+        ("jepa_jax.stream", "out"),
+        ("jepa_jax.preflight", "out"),
+        ("jepa_jax.benchmark", "out"),
+        ("weights_conversion.__main__", "out"),
+        ("weights_conversion.export", "out"),
+    ],
+)
+def test_what_is_written_goes_to_a_file_system(command, flag, tmp_path, monkeypatch, capsys):
+    """A path of Python's takes gs://bucket for a folder here, and nobody finds what is in it."""
+    monkeypatch.chdir(tmp_path)
+    main = importlib.import_module(command).main
+    assert flags.run(main, [f"--{flag}=gs://bucket/place"]) == 2
+    assert f"--{flag}: gs://bucket/place is in an object store" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

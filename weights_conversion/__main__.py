@@ -7,7 +7,6 @@ fits. `--config.FIELD=VALUE` sets a field of the configuration that the source d
 """
 
 import argparse
-import pathlib
 import sys
 
 from jepa_jax import flags
@@ -19,7 +18,9 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--source", required=True, help="a file, a folder, or a hub name")
-    parser.add_argument("--out", required=True, help="the folder to write; it must not exist")
+    parser.add_argument(
+        "--out", type=flags.local_path, required=True, help="the folder to write; it must not exist"
+    )
     parser.add_argument("--part", help="x_encoder, predictor, y_encoder, y_decoder or vl_jepa")
     parser.add_argument("--layers", type=int, help="the last N layers of a Llama (predictor: 8, else all)")
     parser.add_argument(
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
     values, assignments = flags.parse(arguments, parser)
     if values.layers is not None and values.layers < 1:
         raise flags.UsageError(f"--layers={values.layers} must be at least 1")
-    out = pathlib.Path(values.out).absolute()
+    out = values.out.absolute()
     convert.use_cpu()
     with convert.atomic_folder(out) as folder:
         source = open_source(values.source, encoder=values.encoder, x_encoder=values.x_encoder)

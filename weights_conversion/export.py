@@ -265,7 +265,9 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--source", required=True, help="converted weights, or a run")
-    parser.add_argument("--out", required=True, help="the folder to write; it must not exist")
+    parser.add_argument(
+        "--out", type=flags.local_path, required=True, help="the folder to write; it must not exist"
+    )
     parser.add_argument("--part", help="one part of a whole model")
     parser.add_argument("--dtype", choices=_TYPES, help="of the tensors (default: as they are stored)")
     values, overrides = flags.parse(arguments, parser)
@@ -277,7 +279,7 @@ def main(arguments: list[str]) -> int:
     names = [weights.name for weights in found]
     if values.part is not None and values.part not in names:
         raise flags.UsageError(f"--part={values.part}: {values.source} has {', '.join(names)}")
-    out = pathlib.Path(values.out).absolute()
+    out = values.out.absolute()
     with convert.atomic_folder(out) as folder, flags.as_usage_errors(DamagedCheckpointError):
         if len(found) == 1 or values.part is not None:
             (weights,) = [w for w in found if values.part in (None, w.name)]

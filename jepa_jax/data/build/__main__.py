@@ -87,7 +87,7 @@ _fraction.__name__ = "number from 0 to 1"
 def _parser():
     parser = flags.parser(__doc__)
     add = parser.add_argument
-    add("--out", required=True, help="a folder that all workers see")
+    add("--out", type=flags.local_path, required=True, help="a folder that all workers see")
     add("--name", required=True, help="of the dataset: small letters, digits and _")
     add("--version", default="1.0.0", help="of the dataset (default: 1.0.0)")
     add("--path", help="the source: a folder or file, as data.path")
@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> int:
         seed=values.seed,
     )
     embed = None if values.embedder is None else ModelEmbedder(values.embedder)
-    folder = pathlib.Path(values.out).absolute() / values.name / values.version
+    folder = values.out.absolute() / values.name / values.version
     try:
         with flags.as_usage_errors(BuildError):
             report = build(
