@@ -76,10 +76,11 @@ class Drawn(grain.transforms.RandomMap):
     """Index of a record to `Example`, by a subclass's `make`.
 
     A record that cannot be used is replaced by another of the same dataset, drawn by the same random
-    numbers: which one depends on (seed, place) alone.
+    numbers: which one depends on (seed, place) alone. Where all of its length bucket seem unusable, it
+    is one of any bucket, whose texts are cut or padded to this one's lengths.
 
     Args:
-      index: the records that may replace one another.
+      index: the records of the bucket.
     """
 
     def __init__(self, dataset: DatasetConfig, source: Source, index: Sequence[int]):
@@ -94,12 +95,17 @@ class Drawn(grain.transforms.RandomMap):
     def random_map(self, index: int, rng: np.random.Generator) -> Example:
         """Raises TooManyBadRecordsError: `TRIES` records in a row cannot be used."""
         bad: list[BadRecordError] = []
+        tried = set()
+        others = self._index
         while len(bad) < TRIES:
             try:
                 return Example(self.make(int(index), rng), tuple(bad))
             except BadRecordError as error:
                 bad.append(error.with_traceback(None))
-            index = self._index[int(rng.integers(len(self._index)))]
+            tried.add(int(index))
+            if len(tried) == len(self._index) or len(bad) == TRIES // 2:
+                others = range(len(self.source))
+            index = others[int(rng.integers(len(others)))]
         raise TooManyBadRecordsError(
             f"{TRIES} records of {self.dataset.label} in a row cannot be used: {by_cause(bad)}"
         )

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jepa_jax import flags
 from jepa_jax.data import pipeline
@@ -74,6 +75,26 @@ def test_a_dataset_of_bad_records_only_says_so():
     assert f"{TRIES} records of emoji_motion/tiny" in str(error.value)
     assert f"{TRIES} media missing (first clip " in str(error.value)
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+def test_a_length_bucket_of_bad_records_only_is_filled_from_the_others(tmp_path):
+    rows = [{"media": f"{i}.png", "caption": f"a square of the very dark colour {i}"} for i in range(6)]
+    for i in range(6):
+        Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"{i}.png")
+    rows.append({"media": "gone.png", "caption": "gone"})
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = [("data.path", str(tmp_path)), ("data.length_buckets", "((4, 4), (16, 16))")]
+    config = flags.override(CONFIG, changes)
+    sources = pipeline.open_sources(config.data, BadRecords(1.0))
+    dataset = pipeline.batches(config, sources, TOKENIZERS)
+    lengths, met = set(), set()
+    for step in range(30):
+        batch = dataset[step]
+        lengths.add(batch.arrays["target"].shape[1])
+        assert set(numbers(batch)) <= set(range(6))
+        met |= {error.name for error in batch.bad}
+    assert lengths == {4, 16}
+    assert met == {"manifest.jsonl:7"}
 
 
 def test_records_without_a_wanted_pair_are_left_out_and_are_no_fault():
