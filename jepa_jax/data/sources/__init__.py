@@ -30,8 +30,17 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     and to "train" if none says a split; media files are of a split by their folder alone.
 
     Raises:
-      ValueError: there is no such dataset, folder, split or field, or nothing in it can be read.
+      ValueError: there is no such dataset, folder, split or field, or nothing in it can be read, or the
+        package that reads its object store is not installed.
     """
+    try:
+        return _open(dataset, limits)
+    except ImportError as error:
+        # fsspec's, and it names the package.
+        raise ValueError(f"{dataset.label}: {error}") from error
+
+
+def _open(dataset: DatasetConfig, limits: Limits) -> Source:
     if dataset.path is None:
         builder = builder_by_name(dataset)
         return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label)
