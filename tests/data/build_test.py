@@ -23,12 +23,9 @@ from jepa_jax.data.build import dataset, duplicates, report
 from jepa_jax.data.build.dataset import Options, TooManyBadRecordsError, build
 from jepa_jax.data.build.layout import BuildError
 from jepa_jax.data.build.prepare import Prepare
-from jepa_jax.data.build.report import plot_report
 from jepa_jax.data.build.runner import BeamRunner, WorkerDiedError
 from jepa_jax.data.build.spans import cut_span
-from jepa_jax.data.build.statistics import Histogram
-from jepa_jax.data.build.tally import Tally
-from jepa_jax.data.records import BadRecordError, Media, Pair, Record
+from jepa_jax.data.records import BadRecordError, Media
 from tests.tiny_source import LIMITS, MemorySource, captions
 
 WORDS = tuple(f"caption {i} of {i % 5} cats" for i in range(53))
@@ -481,38 +478,3 @@ def test_media_that_cannot_be_stored_are_left_out(tmp_path, media, cause):
     folder, report = build_in(tmp_path, source)
     assert report["left_out"] == {cause: 1}
     assert names_in(folder) == ["record 0", "record 2", "record 3"]
-
-
-def test_statistics_of_parts_are_those_of_all():
-    values = np.concatenate([np.random.default_rng(0).lognormal(3, 2, 5003), np.zeros(7)])
-    whole, joined = Histogram(), Histogram()
-    for value in values:
-        whole.add(value)
-    for part in np.array_split(values, 11):
-        histogram = Histogram()
-        for value in part:
-            histogram.add(value)
-        joined.merge(Histogram.from_json(json.loads(json.dumps(histogram.to_json()))))
-    assert joined.to_json() | {"total": 0} == whole.to_json() | {"total": 0}
-    assert joined.total == pytest.approx(values.sum())
-    for q in (0.01, 0.25, 0.5, 0.95):
-        assert joined.quantile(q) == pytest.approx(np.quantile(values, q), rel=0.07)
-    assert joined.summary()["zeros"] == 7
-    assert Histogram().summary() == {"count": 0}
-
-
-def test_the_picture_has_a_panel_for_all_that_is_known():
-    """No panel of queries where all are empty, and none of durations where there are only images."""
-    tallies = {"train": Tally(), "val": Tally()}
-    for i in range(1, 60):
-        record = Record(
-            name="a", media=Media(content=b"x" * i, kind="image"), pairs=(Pair(query="", targets=("a" * i,)),)
-        )
-        tallies["train"].add(record, i, videos=False)
-    clusters = {"train": {"sizes": [5, 40, 3], "sizes_after": [5, 9, 3]}}
-    figure = plot_report(tallies, clusters, "cats")
-    titles = [panel.get_title(loc="left") for panel in figure.axes]
-    assert titles == ["media, as stored", "target, characters", "records in each cluster, the largest first"]
-    # All 59 are in the first panel's bars, of the one split that has any.
-    (bars,) = figure.axes[0].patches
-    assert bars.get_data().values.sum() == 59
