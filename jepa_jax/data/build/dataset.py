@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 Run = Callable[[Callable[[int], None], Sequence[int]], None]
 # Records that are looked at first; a shard's size; shards of a small dataset, so that workers share it.
 _LOOK, _SHARD_BYTES, _RECORDS_PER_SHARD, _FEW_SHARDS = 32, 2**28, 1000, 16
-# Writing a shard takes memory that grows with its records, about 2 kB each.
-_MOST_RECORDS = 10_000
+# Writing a shard takes memory that grows with its records, about 1 kB each.
+_MOST_RECORDS = 4_000
 
 
 class TooManyBadRecordsError(RuntimeError):

@@ -11,7 +11,7 @@ from jepa_jax.data.build.prepare import rows_of
 from jepa_jax.data.records import Source
 
 # So many hashes are compared at a time, about 24 bytes each; of the others one byte each is in memory.
-_AT_ONCE = 2**24
+_AT_ONCE = 2**18
 
 
 def normalise(text: str) -> str:

@@ -134,7 +134,7 @@ def checksum(path: epath.Path) -> str:
     """CRC-32 of a file's content, in hexadecimal."""
     crc = 0
     with path.open("rb") as file:
-        while block := file.read(2**22):
+        while block := file.read(2**20):
             crc = zlib.crc32(block, crc)
     return f"{crc:08x}"
 

@@ -1,11 +1,8 @@
 """A manifest of texts and the media files it names, or media files each with a text file beside it."""
 
 import dataclasses
-import hashlib
-from array import array
 from collections.abc import Sequence
 
-import numpy as np
 from etils import epath
 
 from jepa_jax.config import FieldMap
@@ -19,6 +16,7 @@ from jepa_jax.data.sources.fields import (
     value_at,
 )
 from jepa_jax.data.sources.files import IMAGES, VIDEOS, digest, extension, find_file, media_file
+from jepa_jax.data.sources.selection import Kept, key_hash, with_equal_hashes
 from jepa_jax.data.sources.tables import Parquet, Table, open_table
 
 EXTENSIONS = ("jsonl", "csv", "parquet")
@@ -50,44 +48,26 @@ class ManifestSource:
         self._index, self.skipped = self._without_repeats()
         self.identity = f"manifest {self._table.identity} {self._fields}"
 
-    def _without_repeats(self) -> tuple[Sequence[int], tuple[BadRecordError, ...]]:
+    def _without_repeats(self) -> tuple[Kept, tuple[BadRecordError, ...]]:
         """Rows to keep, and those whose key stood before."""
+        count = len(self._table)
         if KEY not in self._table.known:
-            return range(len(self._table)), ()
-        # Hashes, and not the keys, of which there may be hundreds of millions.
-        rows, hashes = array("Q"), array("Q")
-        for i, key in self._table.values(KEY):
-            if key is not None:
-                rows.append(i)
-                hashes.append(
-                    int.from_bytes(
-                        hashlib.blake2b(str(key).encode("utf-8", "replace"), digest_size=8).digest()
-                    )
-                )
-        found = np.array(hashes, np.uint64)
-        order = np.argsort(found, kind="stable")
-        again = order[1:][found[order[1:]] == found[order[:-1]]]
-        if not len(again):
-            return range(len(self._table)), ()
-        repeats = {}
-        # Few have a hash that stood before: of these the keys are compared.
-        doubtful = set(found[again].tolist())
-        first: dict[str, int] = {}
-        for row, value in zip(rows, hashes, strict=True):
-            if value not in doubtful:
-                continue
+            return Kept(count), ()
+        keys = ((i, key) for i, key in self._table.values(KEY) if key is not None)
+        repeats, first = {}, {}
+        # Few have a hash that another has: of these the keys are compared.
+        for row in with_equal_hashes((i, key_hash(str(key))) for i, key in keys):
             key = str(self._table.row(row)[KEY])
             if first.setdefault(key, row) != row:
                 repeats[row] = BadRecordError("key not unique", self._table.name(row), key[:200])
-        kept = np.setdiff1d(np.arange(len(self._table)), list(repeats))
-        return kept, tuple(repeats.values())
+        return Kept(count, list(repeats)), tuple(repeats.values())
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, index: int) -> Record:
         name = self.name(index)
-        row = self._table.row(int(self._index[index]))
+        row = self._table.row(self._index[index])
         pairs = pairs_of_row(row, self._fields, name, self._limits)
         values = [value_at(row, path) if path else None for path in (self._fields.start, self._fields.end)]
         start, end = span_of(*values, name)
@@ -96,11 +76,11 @@ class ManifestSource:
         return Record(name=name, media=media, pairs=pairs, metadata=metadata_of(row, self._fields))
 
     def pairs(self, index: int) -> tuple[Pair, ...]:
-        row = self._table.row(int(self._index[index]))
+        row = self._table.row(self._index[index])
         return pairs_of_row(row, self._fields, self.name(index), self._limits)
 
     def name(self, index: int) -> str:
-        return self._table.name(int(self._index[index]))
+        return self._table.name(self._index[index])
 
 
 class FolderSource:

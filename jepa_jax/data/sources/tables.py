@@ -1,29 +1,23 @@
 """Rows of a manifest by number: JSON Lines, CSV or Parquet."""
 
-import bisect
 import contextlib
 import csv
 import functools
 import itertools
 import json
 import threading
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from etils import epath
 
 from jepa_jax.data.records import BadRecordError
 from jepa_jax.data.sources.fields import is_within, paths_of
-from jepa_jax.data.sources.files import checksum, extension, read_piece
-from jepa_jax.data.sources.offsets import Offsets, lines
+from jepa_jax.data.sources.files import checksum, extension
+from jepa_jax.data.sources.rows import Rows, Scan, csv_lines, csv_rows, json_rows
 
-# A longer line is taken for damage: it is not read.
-MAX_LINE_BYTES = 2**24
 # So many rows are asked for the names of their fields.
 ROWS_ASKED = 100
-_ROWS_TOGETHER = 4096
 
 
 class Table(Protocol):
@@ -55,54 +49,37 @@ def open_table(path: epath.Path) -> Table:
 
 
 class _Lines:
-    """A text file whose rows are found by where they begin; a row is parsed when it is asked for. Empty
-    lines belong to the row before them."""
+    """A text file whose rows are found by their number, and parsed when they are asked for. Blank lines
+    belong to the row before them."""
 
-    def __init__(self, path: epath.Path, begins: Offsets, size: int):
-        self._path = path
-        self._begins, self._size = begins, size
+    def __init__(self, path: epath.Path, scan: Scan, start: int = 0):
+        self._path, self._rows = path, Rows(path, scan, start)
         self.identity = f"{path.name} {checksum(path)}"
 
     def __len__(self) -> int:
-        return len(self._begins)
+        return len(self._rows)
 
     def name(self, index: int) -> str:
         return f"{self._path.name}:{index + 1}"
 
     def row(self, index: int) -> dict[str, Any]:
-        begin, length = self._span(index)
-        return self._parse(index, read_piece(self._path, begin, length, self.name(index)))
-
-    def values(self, key: str) -> Iterator[tuple[int, Any]]:
-        return ((i, row.get(key)) for i, row in self._rows())
-
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self._path.open("rb") as file:
-            for i in range(len(self)):
-                try:
-                    begin, length = self._span(i)
-                    file.seek(begin)
-                    yield i, self._parse(i, file.read(length))
-                except BadRecordError:
-                    continue  # told again by `row`
-
-    def _span(self, index: int) -> tuple[int, int]:
-        """Where a row begins, and its length, in bytes."""
-        begin = self._begins[index]
-        end = self._begins[index + 1] if index + 1 < len(self) else self._size
-        if end - begin > MAX_LINE_BYTES:
-            raise BadRecordError("line not readable", self.name(index), f"{end - begin} bytes")
-        return begin, end - begin
-
-    def _parse(self, index: int, content: bytes) -> dict[str, Any]:
+        name = self.name(index)
         try:
-            text = content.decode("utf-8-sig")
+            text = self._rows.read(index, name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise BadRecordError("text not UTF-8", self.name(index), str(error.reason)) from error
+            raise BadRecordError("text not UTF-8", name, str(error.reason)) from error
         try:
             return self._row_of(text)
         except (ValueError, RecursionError, csv.Error) as error:
-            raise BadRecordError("line not readable", self.name(index), str(error)) from error
+            raise BadRecordError("line not readable", name, str(error)) from error
+
+    def values(self, key: str) -> Iterator[tuple[int, Any]]:
+        return ((i, row.get(key)) for i, row in self._readable())
+
+    def _readable(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i in range(len(self)):
+            with contextlib.suppress(BadRecordError):  # told again by `row`
+                yield i, self.row(i)
 
     def _row_of(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
@@ -110,20 +87,19 @@ class _Lines:
     @functools.cached_property
     def known(self) -> tuple[str, ...]:
         found: dict[str, None] = {}
-        for _, row in itertools.islice(self._rows(), ROWS_ASKED):
+        for _, row in itertools.islice(self._readable(), ROWS_ASKED):
             found |= dict.fromkeys(paths_of(row))
         return tuple(found)
 
 
 class JsonLines(_Lines):
-    """An object a line; empty lines are no rows."""
+    """An object a line; blank lines are no rows."""
 
     def __init__(self, path: epath.Path):
-        begins, self._empty, size = lines(path)
-        super().__init__(path, begins, size)
+        super().__init__(path, json_rows)
 
     def name(self, index: int) -> str:
-        return super().name(index + bisect.bisect_right(self._empty, index))
+        return f"{self._path.name}:{self._rows.line(index) + 1}"
 
     def _row_of(self, text: str) -> dict[str, Any]:
         row = json.loads(text)
@@ -136,38 +112,15 @@ class Csv(_Lines):
     """A header with the columns' names, then rows; a quoted field may go over several lines."""
 
     def __init__(self, path: epath.Path):
-        begins, group, begin, end = Offsets(), array("Q"), 0, 0
-
-        def read_lines() -> Iterator[str]:
-            nonlocal end
-            with path.open("rb") as file:
-                # Not a whole line of any length, which may be all of a file that is no CSV.
-                while line := file.readline(MAX_LINE_BYTES):
-                    end += len(line)
-                    # Rows that are not UTF-8 are told when they are read: here only quotes count.
-                    yield line.decode("utf-8-sig" if end == len(line) else "utf-8", "replace")
-
-        rows = csv.reader(read_lines(), strict=True)
-        self._header = None
-        while True:
+        with path.open("rb") as file:
             try:
-                row = next(rows)
-            except StopIteration:
-                break
-            except csv.Error:
-                row = [""]  # told when it is read
-            if self._header is None:
-                self._header = row
-            elif row:
-                group.append(begin)
-                if len(group) == _ROWS_TOGETHER:
-                    begins.extend(np.array(group, np.int64))
-                    del group[:]
-            begin = end
-        begins.extend(np.array(group, np.int64))
+                self._header = next(csv.reader(csv_lines(file, "utf-8-sig"), strict=True), [])
+            except csv.Error as error:
+                raise ValueError(f"{path}: its first line cannot be read: {error}") from error
+            start = file.tell()
         if not self._header or len(set(self._header)) != len(self._header):
             raise ValueError(f"{path}: its first line must name every column once")
-        super().__init__(path, begins, end)
+        super().__init__(path, csv_rows, start)
 
     @property
     def known(self) -> tuple[str, ...]:

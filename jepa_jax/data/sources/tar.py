@@ -1,9 +1,10 @@
 """Tar shards of samples: KEY.mp4, KEY.txt and KEY.json side by side, as WebDataset has them and
 img2dataset and video2dataset write them."""
 
+import bisect
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -22,8 +23,9 @@ from jepa_jax.data.sources.fields import (
     span_of,
     value_at,
 )
-from jepa_jax.data.sources.files import IMAGES, VIDEOS, check_size, digest, read_piece
-from jepa_jax.data.sources.tar_index import tar_index
+from jepa_jax.data.sources.files import IMAGES, VIDEOS, check_size, digest, is_local, read_piece
+from jepa_jax.data.sources.selection import Kept
+from jepa_jax.data.sources.tar_index import Members, StoredIndex, TarIndex, tar_index
 
 # Of a sample's media the first of these: a video goes before its thumbnail.
 MEDIA = VIDEOS + IMAGES
@@ -33,9 +35,66 @@ MAX_JSON_BYTES = 2**24
 THREADS = 16
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """What is known of a shard before its samples are read.
+
+    Attributes:
+      kinds: all that follows a first dot in it.
+      with_json: some of the samples that have KEY.json.
+      bytes: of its members.
+    """
+
+    index: TarIndex | StoredIndex
+    samples: int
+    kinds: frozenset[str]
+    with_json: tuple[int, ...]
+    bytes: int
+    skipped: tuple[BadRecordError, ...]
+
+
+def _survey(path: epath.Path) -> _Shard:
+    stored = tar_index(path)
+    index = stored.load()
+    return _Shard(
+        index=stored,
+        samples=len(index.keys),
+        kinds=frozenset(kind.decode() for kind in np.unique(index.extensions)),
+        with_json=tuple(np.flatnonzero(_have(index, ["json"]))[:SAMPLES_ASKED].tolist()),
+        bytes=int(index.sizes.sum()),
+        skipped=tuple(index.skipped),
+    )
+
+
+def _lacking(index: TarIndex, media: Sequence[str], text: str) -> Iterator[tuple[int, str]]:
+    """Samples that cannot be used, in their order, and why."""
+    seen, said = _have(index, media), _have(index, [text])
+    for number in np.flatnonzero(~(seen & said)).tolist():
+        yield number, "text empty" if seen[number] else "media missing"
+
+
+def _have(index: TarIndex, kinds: Sequence[str]) -> np.ndarray:
+    """Which samples have a member of one of these kinds: [samples] bool."""
+    found = np.isin(index.extensions, [kind.encode() for kind in kinds])
+    return np.diff(np.concatenate([[0], np.cumsum(found)])[index.first]) > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    name: str
+    path: epath.Path
+    members: Members
+
+    def content(self, kind: str) -> bytes:
+        return read_piece(self.path, *self.members[kind], self.name)
+
+
 class TarSource:
     """Samples of shards, in the shards' order. A field is an extension ("txt") or a path in the JSON
     ("caption"). Text is KEY.txt where samples have it, else found in the JSON by its name.
+
+    Where the shards are on a disk that can be written, what is in memory is of their number, and not of
+    the samples'.
 
     Raises:
       ValueError: there is no sample with media and text, a field does not exist, or a shard is compressed.
@@ -43,123 +102,110 @@ class TarSource:
 
     def __init__(self, paths: Sequence[epath.Path], fields: FieldMap, limits: Limits, label: str):
         self._paths, self._limits = list(paths), limits
-        with futures.ThreadPoolExecutor(THREADS) as pool:
-            indices = list(pool.map(tar_index, self._paths))
-        members = np.cumsum([0] + [len(index.extensions) for index in indices])
-        firsts = [index.first[:-1] + begin for index, begin in zip(indices, members, strict=False)]
-        # [samples] and, below, [members].
-        self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])
-        self._key = np.concatenate([index.keys for index in indices])
-        self._first = np.concatenate([*firsts, members[-1:]])
-        self._extension = np.concatenate([index.extensions for index in indices])
-        self._offset = np.concatenate([index.offsets for index in indices])
-        self._size = np.concatenate([index.sizes for index in indices])
-        skipped = [error for index in indices for error in index.skipped]
-        if not len(self._key):
+        # Far away reading headers is waiting; here it is work, and takes the memory of one shard at a time.
+        with futures.ThreadPoolExecutor(1 if is_local(self._paths[0]) else THREADS) as pool:
+            shards = list(pool.map(_survey, self._paths))
+        self._indices = [shard.index for shard in shards]
+        # How many samples are before each shard.
+        self._before = np.cumsum([0] + [shard.samples for shard in shards]).tolist()
+        skipped = [error for shard in shards for error in shard.skipped]
+        if not self._before[-1]:
             why = f": {skipped[0]}" if skipped else ""
             raise ValueError(f"{label}: its shards hold no samples{why}")
 
-        self._kinds = tuple(kind.decode() for kind in np.unique(self._extension))
-        self._json = self._member_of_each(["json"])
-        self._fields = self._find(fields, label)
+        self._kinds = tuple(sorted(frozenset().union(*(shard.kinds for shard in shards))))
+        asked = [b + i for b, shard in zip(self._before, shards, strict=False) for i in shard.with_json]
+        self._fields = self._find(fields, asked[:SAMPLES_ASKED], label)
         used = {path for role, path in dataclasses.asdict(self._fields).items() if path and role != "media"}
         self._text_kinds = used & set(self._kinds)
         self._in_json = used > self._text_kinds
-        self._media = self._member_of_each([fields.media] if fields.media else MEDIA)
+        self._media = (fields.media,) if fields.media else MEDIA
         text = self._fields.targets if self._fields.targets in self._kinds else "json"
-        missing = {"media missing": self._media < 0, "text empty": self._member_of_each([text]) < 0}
-        kept = np.ones(len(self._key), bool)
-        for cause, where in missing.items():
-            for i in np.flatnonzero(where & kept):
-                skipped.append(BadRecordError(cause, self._name(i), f"only {self._kinds_of(i)}"))
-            kept &= ~where
-        self._index = np.flatnonzero(kept)
+        removed: list[int] = []
+        for begin, index in zip(self._before, self._indices, strict=False):
+            for number, cause in _lacking(index.load(), self._media, text):
+                sample = self._sample(begin + number)
+                skipped.append(BadRecordError(cause, sample.name, f"only {', '.join(sample.members)}"))
+                removed.append(begin + number)
+        self._kept = Kept(self._before[-1], removed)
         self.skipped = tuple(skipped)
-        if not len(self._index):
+        if not len(self._kept):
             raise ValueError(f"{label}: no sample has media and text: the first is {skipped[0]}")
-        sizes = [(path.name, len(index.keys), index.sizes.sum()) for path, index in zip(self._paths, indices)]
+        sizes = [(path.name, shard.samples, shard.bytes) for path, shard in zip(self._paths, shards)]
         self.identity = f"{len(sizes)} tar shards {digest(sizes)} {self._fields}"
 
-    def _member_of_each(self, kinds: Sequence[str]) -> np.ndarray:
-        """The member of each sample whose extension comes first in a list, -1 for none: [samples] int."""
-        count = len(self._extension)
-        rank = np.full(count, len(kinds))
-        for i, kind in enumerate(kinds):
-            rank[self._extension == kind.encode()] = i
-        best = np.minimum.reduceat(rank * count + np.arange(count), self._first[:-1])
-        return np.where(best < len(kinds) * count, best % count, -1)
+    def _find(self, fields: FieldMap, samples: Sequence[int], label: str) -> FieldMap:
+        """The map with what is left out found; `media` is an extension, of several the first.
 
-    def _kinds_of(self, sample: int) -> str:
-        members = self._extension[self._first[sample] : self._first[sample + 1]]
-        return ", ".join(kind.decode() for kind in members)
-
-    def _find(self, fields: FieldMap, label: str) -> FieldMap:
-        """The map with what is left out found; `media` is an extension, of several the first."""
+        Args:
+          samples: some that have JSON.
+        """
         paths: dict[str, None] = {}
-        for i in np.flatnonzero(self._json >= 0)[:SAMPLES_ASKED]:
+        for number in samples:
             try:
-                paths |= dict.fromkeys(paths_of(self._json_of(i)))
+                paths |= dict.fromkeys(paths_of(self._json_of(self._sample(number))))
             except BadRecordError:
                 continue  # told again when it is read
         media = [kind for kind in MEDIA if kind in self._kinds][:1]
         targets = ["txt"] if "txt" in self._kinds else named(paths, TARGETS)
         return find(fields, [*self._kinds, *paths], media, targets, label)
 
-    def _content(self, sample: int, member: int) -> bytes:
-        path, name = self._paths[self._shard[sample]], self._name(sample)
-        return read_piece(path, int(self._offset[member]), int(self._size[member]), name)
+    def _sample(self, number: int) -> _Sample:
+        shard = bisect.bisect_right(self._before, number) - 1
+        path, place = self._paths[shard], number - self._before[shard]
+        key, members = self._indices[shard].sample(place, f"{path.name} {place}")
+        return _Sample(f"{path.name}/{key}", path, members)
 
-    def _json_of(self, sample: int) -> dict[str, Any]:
+    def _json_of(self, sample: _Sample) -> dict[str, Any]:
         """A sample's JSON object; an empty one where it has none."""
-        name, member = self._name(sample), self._json[sample]
-        if member < 0:
+        if "json" not in sample.members:
             return {}
-        if self._size[member] > MAX_JSON_BYTES:
-            raise BadRecordError("line not readable", name, f"JSON of {self._size[member]} bytes")
-        content = self._content(sample, member)
+        size = sample.members["json"][1]
+        if size > MAX_JSON_BYTES:
+            raise BadRecordError("line not readable", sample.name, f"JSON of {size} bytes")
+        content = sample.content("json")
         try:
             row = json.loads(content)
         except UnicodeDecodeError as error:
-            raise BadRecordError("text not UTF-8", name, str(error.reason)) from error
+            raise BadRecordError("text not UTF-8", sample.name, str(error.reason)) from error
         except (ValueError, RecursionError) as error:
-            raise BadRecordError("line not readable", name, str(error)) from error
+            raise BadRecordError("line not readable", sample.name, str(error)) from error
         if not isinstance(row, dict):
-            raise BadRecordError("line not readable", name, "its JSON is no object")
+            raise BadRecordError("line not readable", sample.name, "its JSON is no object")
         return row
 
-    def _texts_of(self, sample: int) -> dict[str, bytes]:
+    def _texts_of(self, sample: _Sample) -> dict[str, bytes]:
         """Contents of a sample's members that fields name by their extension."""
         texts = {}
-        for member in range(self._first[sample], self._first[sample + 1]):
-            kind, size = self._extension[member].decode(), self._size[member]
+        for kind, (_, size) in sample.members.items():
             if kind not in self._text_kinds:
                 continue
             if size > 4 * self._limits.max_text_characters:
-                raise BadRecordError("text too long", self._name(sample), f"{size} bytes")
-            texts[kind] = self._content(sample, member)
+                raise BadRecordError("text too long", sample.name, f"{size} bytes")
+            texts[kind] = sample.content(kind)
         return texts
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._kept)
 
     def __getitem__(self, index: int) -> Record:
-        name, sample = self.name(index), self._index[index]
-        member = self._media[sample]
-        check_size(int(self._size[member]), name, self._limits)
+        sample = self._sample(self._kept[index])
+        kind = next(kind for kind in self._media if kind in sample.members)
+        check_size(sample.members[kind][1], sample.name, self._limits)
         row = self._json_of(sample) | self._texts_of(sample)
-        pairs = pairs_of_row(row, self._fields, name, self._limits)
+        pairs = pairs_of_row(row, self._fields, sample.name, self._limits)
         values = [value_at(row, path) if path else None for path in (self._fields.start, self._fields.end)]
-        start, end = span_of(*values, name)
-        media = Media(content=self._content(sample, member), start=start, end=end)
-        return Record(name=name, media=media, pairs=pairs, metadata=metadata_of(row, self._fields))
+        start, end = span_of(*values, sample.name)
+        media = Media(content=sample.content(kind), start=start, end=end)
+        return Record(name=sample.name, media=media, pairs=pairs, metadata=metadata_of(row, self._fields))
 
     def pairs(self, index: int) -> tuple[Pair, ...]:
-        sample = self._index[index]
+        sample = self._sample(self._kept[index])
         row = (self._json_of(sample) if self._in_json else {}) | self._texts_of(sample)
-        return pairs_of_row(row, self._fields, self.name(index), self._limits)
+        return pairs_of_row(row, self._fields, sample.name, self._limits)
 
     def name(self, index: int) -> str:
-        return self._name(self._index[index])
-
-    def _name(self, sample: int) -> str:
-        return f"{self._paths[self._shard[sample]].name}/{self._key[sample].decode()}"
+        try:
+            return self._sample(self._kept[index]).name
+        except BadRecordError as error:  # told when the record is read
+            return error.name

@@ -2,24 +2,33 @@
 
 import contextlib
 import dataclasses
+import os
 import tarfile
 import uuid
-import zipfile
+from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 from etils import epath
 
 from jepa_jax.data.records import CAUSES, BadRecordError
-from jepa_jax.data.sources.files import is_inside
+from jepa_jax.data.sources.files import is_inside, is_local
 
 # Of the cached file; another number makes it anew.
-VERSION = 1
+VERSION = 2
 BLOCK = tarfile.BLOCKSIZE
+# A longer name in an archive is taken for damage: all take the space of the longest.
+MAX_NAME_BYTES = 1024
+
+
+# Of a sample, by what follows the first dot of their names, in lower case: where the content of each is in
+# the archive, offset and size in bytes.
+Members = Mapping[str, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class TarIndex:
-    """The samples of a shard: members of one key, which stand together.
+    """The samples of a shard, members of one key, which stand together: in memory.
 
     Attributes:
       keys: [samples], UTF-8.
@@ -44,37 +53,110 @@ class TarIndex:
         rows = zip(self.bad_causes, self.bad_names, self.bad_details, strict=True)
         return [BadRecordError(CAUSES[c], n.decode(), d.decode()) for c, n, d in rows]
 
+    def sample(self, number: int, name: str) -> tuple[str, Members]:
+        """A sample's key and members; its name where it has to be told of."""
+        del name
+        members = slice(*self.first[number : number + 2])
+        return _sample(
+            self.keys[number], self.extensions[members], self.offsets[members], self.sizes[members]
+        )
 
-def tar_index(path: epath.Path) -> TarIndex:
+    def load(self) -> "TarIndex":
+        return self
+
+
+def _sample(key: bytes, *members: np.ndarray) -> tuple[str, Members]:
+    rows = zip(*(array.tolist() for array in members), strict=True)
+    return key.decode(), {kind.decode(): (offset, size) for kind, offset, size in rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredIndex:
+    """A `TarIndex` that stays in its file, arrays one after another: what a sample takes is read from there.
+
+    Attributes:
+      stamp: [3] int64, what the shard was when the index was made.
+      places: of each array, where it begins in the file, in bytes, its type and its length.
+    """
+
+    path: epath.Path
+    stamp: np.ndarray
+    places: Mapping[str, tuple[int, np.dtype, int]]
+
+    def sample(self, number: int, name: str) -> tuple[str, Members]:
+        """Raises BadRecordError where the file is gone, or of another shard."""
+        try:
+            with self.path.open("rb") as file:
+                if not np.array_equal(self._read(file, "stamp"), self.stamp):
+                    raise ValueError("of another shard")
+                first, stop = self._read(file, "first", number, 2).tolist()
+                names = ("extensions", "offsets", "sizes")
+                members = [self._read(file, name, first, stop - first) for name in names]
+                return _sample(self._read(file, "keys", number, 1)[0], *members)
+        except (OSError, ValueError) as error:
+            raise BadRecordError("archive damaged", name, f"{self.path.name}: {error}") from error
+
+    def load(self) -> TarIndex:
+        """All of it."""
+        with self.path.open("rb") as file:
+            return TarIndex(**{name: self._read(file, name) for name in _ARRAYS})
+
+    def _read(self, file: BinaryIO, name: str, begin: int = 0, count: int | None = None) -> np.ndarray:
+        place, kind, length = self.places[name]
+        count = length if count is None else count
+        if not 0 <= begin <= begin + count <= length:
+            raise ValueError("of another shard")
+        file.seek(place + begin * kind.itemsize)
+        return np.frombuffer(file.read(count * kind.itemsize), kind, count)
+
+
+_ARRAYS = tuple(field.name for field in dataclasses.fields(TarIndex))
+
+
+def tar_index(path: epath.Path) -> TarIndex | StoredIndex:
     """The index of a shard: the one beside it, if it was made of the same size and time, else a new one,
-    left beside it where that can be written.
+    left beside it where that can be written. It is in memory where that cannot be, and where each look at
+    it would be a request.
 
     Raises:
       ValueError: it is compressed: there is no random access to what is in it.
     """
     stat = path.stat()
     stamp = np.array([VERSION, stat.length, int(stat.mtime)], np.int64)
-    cached = path.parent / f".{path.name}.index.npz"
+    beside = path.parent / f".{path.name}.index"
     is_dated = bool(stat.mtime)  # some object stores tell no time: who knows if it is the same file?
-    found = _load(cached, stamp) if is_dated else None
-    if found is None:
+    stored = _open_stored(beside, stamp) if is_dated else None
+    if stored is None:
         found = _read_headers(path, stat.length)
-        if is_dated:
-            _save(cached, stamp, found)
-    return found
+        if not is_dated or not _save(beside, stamp, found):
+            return found
+        stored = _open_stored(beside, stamp)
+        if stored is None:
+            return found
+    return stored if is_local(path) else stored.load()
 
 
-def _load(cached: epath.Path, stamp: np.ndarray) -> TarIndex | None:
+def _open_stored(beside: epath.Path, stamp: np.ndarray) -> StoredIndex | None:
     """An index that was kept, if it is whole and of this stamp."""
-    names = [field.name for field in dataclasses.fields(TarIndex)]
+    places = {}
     try:
-        with cached.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if not np.array_equal(arrays["stamp"], stamp):
+        with beside.open("rb") as file:
+            for name in ("stamp", *_ARRAYS):
+                if np.lib.format.read_magic(file) != (1, 0):
+                    return None
+                (length,), _, kind = np.lib.format.read_array_header_1_0(file)
+                places[name] = file.tell(), kind, length
+                file.seek(length * kind.itemsize, os.SEEK_CUR)
+            end = file.tell()
+            # Nothing is allocated that is not there.
+            if any(kind.hasobject for _, kind, _ in places.values()) or file.seek(0, os.SEEK_END) != end:
                 return None
-            index = TarIndex(**{name: arrays[name] for name in names})
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
+            stored = StoredIndex(beside, stamp, places)
+            if not np.array_equal(stored._read(file, "stamp"), stamp):
+                return None
+        return stored if _is_sound(stored.load(), int(stamp[1])) else None
+    except (OSError, ValueError, OverflowError):
         return None  # not there, or not ours: it is made anew
-    return index if _is_sound(index, int(stamp[1])) else None
 
 
 def _is_sound(index: TarIndex, length: int) -> bool:
@@ -99,16 +181,20 @@ def _is_sound(index: TarIndex, length: int) -> bool:
     )
 
 
-def _save(cached: epath.Path, stamp: np.ndarray, index: TarIndex) -> None:
-    """Leave an index for the next time. Renamed when it is whole: other processes make the same one."""
-    part = cached.parent / f"{cached.name}.{uuid.uuid4().hex}"
+def _save(beside: epath.Path, stamp: np.ndarray, index: TarIndex) -> bool:
+    """Leave an index for the next time, if that can be. Renamed when it is whole: other processes make the
+    same one."""
+    part = beside.parent / f"{beside.name}.{uuid.uuid4().hex}"
     try:
         with part.open("wb") as file:
-            np.savez(file, stamp=stamp, **vars(index))
-        part.replace(cached)
+            for array in (stamp, *(getattr(index, name) for name in _ARRAYS)):
+                np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+        part.replace(beside)
+        return True
     except OSError:  # a folder that is only to be read
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        return False
 
 
 def _read_headers(path: epath.Path, length: int) -> TarIndex:
@@ -129,7 +215,9 @@ def _read_headers(path: epath.Path, length: int) -> TarIndex:
             end = past
             if member.isdir():
                 continue
-            if not is_inside(member.name):
+            if len(member.name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+                bad.append(BadRecordError("archive damaged", name[:200], "a name too long"))
+            elif not is_inside(member.name):
                 bad.append(BadRecordError("media outside its folder", name, "an unsafe name in an archive"))
             elif not member.isreg() or member.issparse():
                 bad.append(BadRecordError("media outside its folder", name, "no plain file"))

@@ -1,8 +1,10 @@
 """Tar shards: what img2dataset and video2dataset write, and what may be wrong with an archive."""
 
 import gzip
+import io
 import json
 import os
+import pickle
 import tarfile
 
 import numpy as np
@@ -182,45 +184,116 @@ def test_shards_without_samples(tmp_path, content):
         opened(tmp_path)
 
 
-def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path, monkeypatch):
+def index_file(folder):
+    (found,) = [path for path in folder.iterdir() if path.name.endswith(".tar.index")]
+    return found
+
+
+@pytest.fixture
+def headers_read(monkeypatch):
+    """Of which shards headers are read."""
+    read, found = index_of._read_headers, []
+
+    def counted(path, length):
+        found.append(path.name)
+        return read(path, length)
+
+    monkeypatch.setattr(index_of, "_read_headers", counted)
+    return found
+
+
+def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path, headers_read):
     path = write_tar(tmp_path / "s.tar", sample("a"))
     first = opened(tmp_path)
-    (kept,) = [p for p in tmp_path.iterdir() if p.name.endswith(".npz")]
-    read = index_of._read_headers
-    calls = []
-    monkeypatch.setattr(index_of, "_read_headers", lambda *args: calls.append(args) or read(*args))
     assert opened(tmp_path).identity == first.identity
-    assert not calls
-    # Damaged, forged or of something else: it is made anew.
-    good = dict(np.load(kept))
-    evil = [
-        {**good, "offsets": good["offsets"] + 10**12},
-        {**good, "sizes": -good["sizes"]},
-        {**good, "first": good["first"][::-1].copy()},
-        {**good, "keys": np.array([{}], object)},
-        {key: value for key, value in good.items() if key != "sizes"},
-    ]
-    for arrays in evil:
-        np.savez(kept, **arrays)
-        assert opened(tmp_path)[0].media.content == png()
-    kept.write_bytes(b"PK no")
-    assert opened(tmp_path)[0].media.content == png()
-    assert len(calls) == len(evil) + 1
+    assert headers_read == ["s.tar"]
     write_tar(path, sample("b", "other text"))
     os.utime(path, (1, 1))
-    changed = opened(tmp_path)
-    assert changed[0].pairs[0].targets == ("other text",)
+    assert opened(tmp_path)[0].pairs[0].targets == ("other text",)
+
+
+def test_an_index_that_is_damaged_or_forged_is_made_anew(tmp_path, headers_read):
+    write_tar(tmp_path / "s.tar", sample("a"))
+    opened(tmp_path)
+    kept = index_file(tmp_path)
+    content, names, good = kept.read_bytes(), ("stamp", *index_of._ARRAYS), {}
+    with kept.open("rb") as file:
+        for name in names:
+            good[name] = np.lib.format.read_array(file)
+
+    def forged(**changes):
+        file = io.BytesIO()
+        for array in (good | changes).values():
+            if array is not None:
+                np.lib.format.write_array(file, array)
+        return file.getvalue()
+
+    assert forged() == content
+    evil = [
+        forged(offsets=good["offsets"] + 10**12),
+        forged(sizes=-good["sizes"]),
+        forged(first=good["first"][::-1].copy()),
+        forged(first=good["first"][None]),
+        forged(keys=np.array([{}], object)),
+        forged(keys=None),
+        content[:-1],
+        content + b"x",
+        # More than there is.
+        content.replace(b"(3,)", b"(9" + b"9" * 15 + b",)").replace(b" " * 16, b"", 1),
+        b"PK no",
+        b"",
+    ]
+    for number, wrong in enumerate(evil, 2):
+        kept.write_bytes(wrong)
+        assert opened(tmp_path)[0].media.content == png()
+        assert len(headers_read) == number, number
+        assert kept.read_bytes() == content
+
+
+def test_samples_stay_in_the_file_of_the_index(tmp_path, headers_read):
+    for shard in range(3):
+        members = [m for i in range(200) for m in sample(f"{shard}{i:05}", f"text {shard} {i}")]
+        write_tar(tmp_path / f"{shard}.tar", members)
+    source = opened(tmp_path)
+    assert len(pickle.dumps(source)) < 10_000
+    again = pickle.loads(pickle.dumps(source))
+    assert [again.pairs(i)[0].targets[0] for i in (0, 199, 200, 599)] == [
+        "text 0 0",
+        "text 0 199",
+        "text 1 0",
+        "text 2 199",
+    ]
+    assert len(headers_read) == 3
+    path = tmp_path / "1.tar"
+    write_tar(path, sample("other"))
+    os.utime(path, (1, 1))
+    opened(tmp_path)  # as another process may
+    assert [cause_of(source, i) for i in (0, 200, 400)] == [None, "archive damaged", None]
+    assert source.name(200) == "1.tar 0"
+    index_file_of_0 = tmp_path / ".0.tar.index"
+    index_file_of_0.unlink()
+    assert cause_of(source, 0) == "archive damaged"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     write_tar(tmp_path / "s.tar", sample("a"))
+    opened(tmp_path)
+    index_file(tmp_path).unlink()
 
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(index_of.np, "savez", refuse)
-    assert len(opened(tmp_path)) == 1
+    monkeypatch.setattr(index_of.np.lib.format, "write_array", refuse)
+    assert opened(tmp_path)[0].media.content == png()
     assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
+
+
+def test_a_name_of_any_length_takes_no_memory_from_the_others(tmp_path):
+    write_tar(tmp_path / "s.tar", [*sample("a"), *sample("b" * 100_000), *sample("c")])
+    source = opened(tmp_path)
+    assert [source.name(i) for i in range(len(source))] == ["s.tar/a", "s.tar/c"]
+    assert set(skipped_causes(source)) == {"archive damaged"}
+    assert index_file(tmp_path).stat().st_size < 10_000
 
 
 def test_identity_is_of_the_content_not_of_the_place(tmp_path):
