@@ -1,5 +1,6 @@
 """Rows of a manifest by number: JSON Lines, CSV or Parquet."""
 
+import bisect
 import contextlib
 import csv
 import functools
@@ -18,6 +19,10 @@ from jepa_jax.data.sources.rows import Rows, Scan, csv_lines, csv_rows, json_row
 
 # So many rows are asked for the names of their fields.
 ROWS_ASKED = 100
+# Of Parquet: a table of so many bytes is read at once; of others so many rows, through so large a buffer.
+SMALL_TABLE_BYTES, _BATCH_ROWS, _BUFFER_BYTES = 2**23, 1024, 2**20
+# Rows are read in any order if more often than this the next one is not near, and once in so many reads.
+_MOST_JUMPS, _STEPS_PER_JUMP = 100, 16
 
 
 class Table(Protocol):
@@ -134,8 +139,11 @@ class Csv(_Lines):
 
 
 class Parquet:
-    """A Parquet file. Its columns come into memory, as Arrow keeps them, in each process that reads it and
-    when it first does: only those that `use` names."""
+    """A Parquet file, of which only the columns that `use` names are read.
+
+    A few rows are in memory, as Arrow keeps them, where rows are read one after another. All are, in each
+    process, where they are few, or are read in any order: Parquet has no access to single rows.
+    """
 
     def __init__(self, path: epath.Path):
         try:
@@ -144,7 +152,11 @@ class Parquet:
             raise ValueError(f"{path}: reading Parquet takes pyarrow: pip install pyarrow") from error
         try:
             with path.open("rb") as file, pyarrow.parquet.ParquetFile(file) as parquet:
-                self._rows = parquet.metadata.num_rows
+                metadata = parquet.metadata
+                groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+                # How many rows are before each group.
+                self._before = [0, *itertools.accumulate(group.num_rows for group in groups)]
+                self._is_small = sum(group.total_byte_size for group in groups) <= SMALL_TABLE_BYTES
                 schema = parquet.schema_arrow
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{path}: not a Parquet file: {error}") from error
@@ -153,54 +165,93 @@ class Parquet:
         empty = {field.name: _shape_of(field.type) for field in schema}
         self.known = tuple(paths_of(empty))
         self.identity = f"{path.name} {checksum(path)}"
-        self._table, self._lock = None, threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        # The batches that follow, and the one that was read last, with how many rows are before it.
+        self._batches: Iterator[Any] | None = None
+        self._first, self._batch = 0, None
+        # How often rows were read elsewhere than in the last batch or after it, and how often there.
+        self._jumps = self._steps = 0
+        self._lock = threading.Lock()
 
     def use(self, paths: Sequence[str]) -> None:
         """Read only the columns of these fields."""
         self._columns = [name for name in self._columns if any(is_within(path, name) for path in paths)]
 
     def __len__(self) -> int:
-        return self._rows
+        return self._before[-1]
 
     def name(self, index: int) -> str:
         return f"{self._path.name}:{index + 1}"
 
     def row(self, index: int) -> dict[str, Any]:
-        table = self._loaded()
-        return {column: self._value(table, column, index) for column in self._columns}
+        first, batch = self._batch_of(index)
+        return {column: self._value(batch, column, index - first, index) for column in self._columns}
 
     def values(self, key: str) -> Iterator[tuple[int, Any]]:
-        table = self._loaded()
         for i in range(len(self)):
+            first, batch = self._batch_of(i)
             with contextlib.suppress(BadRecordError):  # told again by `row`
-                yield i, self._value(table, key, i)
+                yield i, self._value(batch, key, i - first, i)
 
-    def _value(self, table, column: str, index: int) -> Any:
+    def _value(self, batch, column: str, place: int, index: int) -> Any:
         try:
-            return table[column][index].as_py()
+            return batch[column][place].as_py()
         except UnicodeDecodeError as error:
             raise BadRecordError("text not UTF-8", self.name(index), str(error.reason)) from error
         except (ValueError, OverflowError) as error:  # a time that Python has none for
             raise BadRecordError("line not readable", self.name(index), str(error)) from error
 
-    def _loaded(self):
+    def _batch_of(self, index: int) -> tuple[int, Any]:
+        """The rows in memory that a row is among, read now if they are not, and how many are before them."""
         import pyarrow.parquet
 
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} rows")
         with self._lock:
-            if self._table is None:
-                try:
-                    with self._path.open("rb") as file:
-                        self._table = pyarrow.parquet.read_table(file, columns=self._columns)
-                except (pyarrow.ArrowException, OSError) as error:
-                    raise ValueError(f"{self._path}: it cannot be read: {error}") from error
-            return self._table
+            try:
+                if self._batch is None or not 0 <= index - self._first < len(self._batch):
+                    self._read(index)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise ValueError(f"{self._path}: it cannot be read: {error}") from error
+            self._steps += 1
+            return self._first, self._batch
+
+    def _read(self, index: int) -> None:
+        from pyarrow import parquet
+
+        after = self._first + (0 if self._batch is None else len(self._batch))
+        if self._batches is None or not after <= index < after + _BATCH_ROWS:
+            self._jumps += 1
+            if self._is_small or self._jumps > max(_MOST_JUMPS, self._steps / _STEPS_PER_JUMP):
+                with self._path.open("rb") as file:
+                    self._batch = parquet.read_table(file, columns=self._columns)
+                self._first, self._batches = 0, None
+                return
+            group = bisect.bisect_right(self._before, index) - 1
+            after, self._batches = self._before[group], self._stream(group)
+        for batch in self._batches:
+            self._first, self._batch = after, batch
+            after += len(batch)
+            if index < after:
+                return
+        raise OSError(f"{after} of {len(self)} rows are left")
+
+    def _stream(self, group: int) -> Iterator[Any]:
+        """Its rows from a group of them on, some at a time."""
+        from pyarrow import parquet
+
+        with self._path.open("rb") as file, parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES) as opened:
+            groups = range(group, len(self._before) - 1)
+            yield from opened.iter_batches(_BATCH_ROWS, groups, self._columns, use_threads=False)
 
     def __getstate__(self):
-        return self.__dict__ | {"_table": None, "_lock": None}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_batches", "_batch", "_lock")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._forget()
 
 
 def _shape_of(kind) -> Any:

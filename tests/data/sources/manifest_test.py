@@ -2,13 +2,16 @@
 
 import json
 import os
+import pickle
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from etils import epath
 
 from jepa_jax.data.records import Pair
+from jepa_jax.data.sources import tables
 
 from .making import LIMITS, cause_of, opened, png, skipped_causes, write
 
@@ -293,3 +296,47 @@ def test_a_folder_of_the_split_goes_before_files_of_others(folder):
     write(folder / "test", x__png=png(), x__txt="inside")
     assert opened(folder, split="test").pairs(0)[0].targets == ("inside",)
     assert opened(folder).pairs(0)[0].targets == ("good",)
+
+
+@pytest.fixture
+def large_parquet(folder, monkeypatch):
+    """Its rows; they are read a few at a time, and none is small."""
+    rows = [{"path": "a.mp4", "text": f"text {i}", "source": i} for i in range(1000)]
+    pyarrow.parquet.write_table(
+        pa.Table.from_pylist(rows), os.fspath(folder / "train.parquet"), row_group_size=300
+    )
+    monkeypatch.setattr(tables, "SMALL_TABLE_BYTES", 0)
+    monkeypatch.setattr(tables, "_BATCH_ROWS", 64)
+    return rows
+
+
+@pytest.fixture
+def whole_tables_read(monkeypatch):
+    read, found = pyarrow.parquet.read_table, []
+    monkeypatch.setattr(pyarrow.parquet, "read_table", lambda *a, **k: found.append(a) or read(*a, **k))
+    return found
+
+
+def test_a_large_parquet_is_read_a_few_rows_at_a_time(folder, large_parquet, whole_tables_read):
+    source = opened(folder)
+    # As a build does: a look at some, then one shard after another, in any order.
+    for shard in (range(0, 1000, 31), range(500, 1000), range(250), range(250, 500)):
+        for i in shard:
+            assert source.pairs(i)[0].targets == (large_parquet[i]["text"],)
+    table = source._table
+    assert len(table._batch) <= 64
+    assert not whole_tables_read
+    assert len(pickle.dumps(source)) < 5000
+    again = pickle.loads(pickle.dumps(source))
+    assert again.pairs(299)[0].targets == ("text 299",)
+
+
+def test_a_parquet_whose_rows_are_read_in_any_order_is_read_at_once(folder, large_parquet, whole_tables_read):
+    source = opened(folder)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        for i in rng.permutation(1000).tolist():
+            assert source.pairs(i)[0].targets == (large_parquet[i]["text"],)
+    assert len(whole_tables_read) == 1
+    with pytest.raises(IndexError):
+        source._table.row(1000)
