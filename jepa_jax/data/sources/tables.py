@@ -20,7 +20,7 @@ from jepa_jax.data.sources.rows import Rows, Scan, csv_lines, csv_rows, json_row
 # So many rows are asked for the names of their fields.
 ROWS_ASKED = 100
 # Of Parquet: a table of so many bytes is read at once; of others so many rows, through so large a buffer.
-SMALL_TABLE_BYTES, _BATCH_ROWS, _BUFFER_BYTES = 2**23, 1024, 2**20
+SMALL_TABLE_BYTES, _BATCH_ROWS, _BUFFER_BYTES = 2**20, 1024, 2**20
 # Rows are read in any order if more often than this the next one is not near, and once in so many reads.
 _MOST_JUMPS, _STEPS_PER_JUMP = 100, 16
 
