@@ -1,5 +1,6 @@
 """Writes one shard: its records read, validated, cut and stored, one at a time."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -88,6 +89,8 @@ class WriteShard:
 
     def _write(self, shard: int, records, texts, left_out) -> Tally:
         tally, selection = Tally(), Selection(self.split, shard)
+        # A copy, as a worker gets one: what the source opens or keeps for this shard goes with it.
+        prepare = copy.deepcopy(self.prepare)
         files = ArrayRecordWriter(str(records), _WRITER), ArrayRecordWriter(str(texts), _WRITER)
         with left_out.open("w", encoding="utf-8", errors="backslashreplace") as bad:
             for place, index in enumerate(self.split.indices(shard)):
@@ -95,7 +98,7 @@ class WriteShard:
                     tally.removed[reason] += 1
                     continue
                 try:
-                    record, span = self.prepare(index)
+                    record, span = prepare(index)
                 except BadRecordError as error:
                     tally.left_out[error.cause] += 1
                     bad.write(line_of(error, self.split.name))
@@ -105,7 +108,7 @@ class WriteShard:
                 stored = schema.serialize(found)
                 files[0].write(stored)
                 files[1].write(schema.texts_to_bytes(found))
-                tally.add(found, len(stored), videos=self.prepare.check is not None)
+                tally.add(found, len(stored), videos=prepare.check is not None)
                 if span:
                     tally.spans[span] += 1
         for file in files:
