@@ -4,6 +4,7 @@ Everything here is written and read without TensorFlow, for which TFDS cannot st
 with several targets is several rows of `pairs` with the same number.
 """
 
+import copy
 import dataclasses
 import functools
 import json
@@ -165,6 +166,10 @@ class Texts:
                 raise ValueError(f"{folder}: the texts {path.name} are missing: build the dataset again")
             files.append(dataclasses.replace(part, filename=str(path)))
         self._records = ArrayRecordDataSource(files)
+
+    def __getstate__(self):
+        # Also for `copy`: a copy opens files of its own.
+        return self.__dict__ | {"_records": copy.copy(self._records)}
 
     def __len__(self) -> int:
         return len(self._records)

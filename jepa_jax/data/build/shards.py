@@ -89,8 +89,8 @@ class WriteShard:
 
     def _write(self, shard: int, records, texts, left_out) -> Tally:
         tally, selection = Tally(), Selection(self.split, shard)
-        # A copy, as a worker gets one: what the source opens or keeps for this shard goes with it.
-        prepare = copy.deepcopy(self.prepare)
+        # What a source opens for this shard goes with the copy.
+        prepare = dataclasses.replace(self.prepare, source=copy.copy(self.prepare.source))
         files = ArrayRecordWriter(str(records), _WRITER), ArrayRecordWriter(str(texts), _WRITER)
         with left_out.open("w", encoding="utf-8", errors="backslashreplace") as bad:
             for place, index in enumerate(self.split.indices(shard)):

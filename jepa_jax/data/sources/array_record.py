@@ -1,5 +1,6 @@
 """ArrayRecord files of tf.train.Example protos, written without TFDS; read without TensorFlow."""
 
+import copy
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
@@ -73,6 +74,10 @@ class ArrayRecordSource:
         if not known:
             raise ValueError(f"{label}: its records are no tf.train.Example protos")
         return list(known)
+
+    def __getstate__(self):
+        # Also for `copy`: a copy opens files of its own.
+        return self.__dict__ | {"_records": copy.copy(self._records)}
 
     def __len__(self) -> int:
         return len(self._records)

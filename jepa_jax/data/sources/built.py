@@ -1,5 +1,6 @@
 """A dataset that `python -m jepa_jax.data.build` wrote."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -36,6 +37,10 @@ class BuiltSource:
             )
         self._limits, self._place = limits, f"{info.full_name} {split}"
         self.identity = f"{self._place}: {len(self)} records of {int(info.dataset_size)} bytes"
+
+    def __getstate__(self):
+        # Also for `copy`: a copy opens files of its own.
+        return self.__dict__ | {"_records": copy.copy(self._records), "_texts": copy.copy(self._texts)}
 
     def __len__(self) -> int:
         return len(self._records)

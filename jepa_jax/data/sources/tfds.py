@@ -1,5 +1,6 @@
 """Any TFDS dataset, by name or prepared folder, read without TensorFlow."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -149,6 +150,10 @@ class TfdsSource:
         self._text_view = view(info.features, keys_of(used - {self._fields.media}))
         size = f"{len(self)} records of {int(info.dataset_size)} bytes"
         self.identity = f"{self._name}: {size}, {self._fields}"
+
+    def __getstate__(self):
+        # Also for `copy`: a copy opens files of its own.
+        return self.__dict__ | {"_records": copy.copy(self._records)}
 
     def __len__(self) -> int:
         return len(self._records)

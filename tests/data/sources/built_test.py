@@ -1,5 +1,6 @@
 """Datasets in the form of `python -m jepa_jax.data.build`, written here by its schema alone."""
 
+import copy
 import os
 
 import numpy as np
@@ -90,3 +91,13 @@ def test_what_is_wrong_with_a_built_dataset(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="are missing: build the dataset again"):
         opened(folder)
+
+
+def test_a_copy_opens_files_of_its_own(tmp_path):
+    records = [Record(name="a", media=Media(content=png()), pairs=(Pair(query="", targets=("x",)),))]
+    source = opened(build(tmp_path, records))
+    assert same(source[0], records[0])
+    again = copy.copy(source)
+    assert not any((*again._records._readers, *again._texts._records._readers))
+    assert same(again[0], source[0])
+    assert any(again._records._readers)
