@@ -7,7 +7,7 @@ Expected on pairs of thing and motion never seen together: thing and motion name
 that find their own caption (the nearest of all captions: 55%), CIDEr 1.7; two minutes on two cores.
 """
 
-from jepa_jax.config import AdamWConfig, CheckpointConfig, DecoderConfig, LlamaConfig
+from jepa_jax.config import CheckpointConfig, DecoderConfig, LlamaConfig, OptimizerConfig
 
 config = DecoderConfig(
     name="demo_decoder",
@@ -34,7 +34,7 @@ config = DecoderConfig(
         ("is_present", 0.5),
         ("how_many", 0.5),
     ),
-    optim=AdamWConfig(
+    optim=OptimizerConfig(
         learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, weight_decay=0.01
     ),
     checkpoint=CheckpointConfig(every=250, best_metric="loss"),

@@ -9,7 +9,7 @@ For one accelerator. Expected: not measured at full size; docs/decoding.md has w
 
 import dataclasses
 
-from jepa_jax.config import AdamWConfig, CheckpointConfig, DecoderConfig, LlamaConfig
+from jepa_jax.config import CheckpointConfig, DecoderConfig, LlamaConfig, OptimizerConfig
 
 config = DecoderConfig(
     name="open_decoder",
@@ -21,7 +21,7 @@ config = DecoderConfig(
     noise=0.7,
     compute_dtype="bfloat16",
     scan_layers=True,
-    optim=AdamWConfig(
+    optim=OptimizerConfig(
         learning_rate=1e-4, schedule="cosine", warmup_steps=100, final_fraction=0.05, weight_decay=0.01
     ),
     checkpoint=CheckpointConfig(every=500, best_metric="loss"),

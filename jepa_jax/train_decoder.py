@@ -32,7 +32,7 @@ from jepa_jax.initial import check_same
 from jepa_jax.metrics import NotFiniteError, write_atomically
 from jepa_jax.models.vl_jepa import unit
 from jepa_jax.models.y_decoder import YDecoder
-from jepa_jax.optim import adamw, learning_rate_schedule
+from jepa_jax.optim import learning_rate_schedule, optimizer_chain
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import TrainState, to_items
 
@@ -41,7 +41,7 @@ def init_state(config: DecoderConfig, embedding_size: int) -> tuple[nnx.GraphDef
     """A new decoder and its state from the seed. Traceable."""
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     graphdef, params = nnx.split(YDecoder(config, embedding_size, rngs=nnx.Rngs(init_key)))
-    optimizer = adamw(config.optim, config.steps).init(params)
+    optimizer = optimizer_chain(config.optim, config.steps).init(params)
     return graphdef, TrainState(jnp.zeros((), jnp.int32), step_key, params, nnx.State({}), optimizer)
 
 
@@ -78,7 +78,9 @@ def train_step(
     loss, grads = jax.value_and_grad(loss_fn)(
         state.trained, graphdef, embedding, batch["text"], batch["text_mask"]
     )
-    updates, optimizer = adamw(config.optim, config.steps).update(grads, state.optimizer, state.trained)
+    updates, optimizer = optimizer_chain(config.optim, config.steps).update(
+        grads, state.optimizer, state.trained
+    )
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),

@@ -156,6 +156,7 @@ def test_clipping_scales_the_whole_gradient_to_the_norm():
 def test_every_field_changes_the_updates(name):
     """A field without an entry here fails."""
     base = OptimConfig(
+        name="muon" if name.startswith("muon") else "adamw",
         learning_rate=0.1,
         schedule="cosine",
         warmup_steps=2,
@@ -164,6 +165,9 @@ def test_every_field_changes_the_updates(name):
         factors=ALL_ONE,
     )
     changes = {
+        "name": "muon",
+        "muon_decay": 0.5,
+        "muon_steps": 3,
         "learning_rate": 0.2,
         "schedule": "constant",
         "warmup_steps": 1,
@@ -203,3 +207,53 @@ def test_the_paper_s_smallest_rate_moves_a_float32_weight():
     one = np.ones_like(step)
     assert (one + step != one).all()
     assert (jnp.asarray(one + step, jnp.bfloat16) == 1).all()
+
+
+def kernels(tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): x for path, x in leaves if "'kernel'" in jax.tree_util.keystr(path)}
+
+
+def test_muon_s_updates_of_matrices_are_nearly_orthogonal_and_as_large_as_adam_s():
+    """Of a stack, each layer's on its own. Newton-Schulz brings singular values to within 0.7 and 1.2."""
+    wide = {"predictor": {"blocks": {"stacked": {"out": {"kernel": tiny.normal(2, 40, 24)}}}}}
+    rng = np.random.default_rng(0)
+    # A gradient of one large direction and many small ones: Adam's update would keep that shape.
+    given = [jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), wide)]
+    given[0]["predictor"]["blocks"]["stacked"]["out"]["kernel"][:, 0] *= 20
+    optimizer = make_optimizer(replace(name="muon"), 100)
+    change, _ = optimizer.update(given[0], optimizer.init(wide), wide)
+    for layer, grad in zip(*(kernels(t).popitem()[1] for t in (change, given[0])), strict=True):
+        values = np.linalg.svd(layer, compute_uv=False) / (0.1 * 0.2 * np.sqrt(40))
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+        assert np.sum(layer * grad) < 0
+
+
+def test_muon_follows_its_momentum():
+    """Against the iteration written out in NumPy in double precision, over three steps."""
+    momentum = 0.0
+    config = replace(name="muon", muon_decay=0.8, muon_steps=3)
+    for step, change in enumerate(updates(config, steps=3)):
+        (grad,) = [x for name, x in kernels(gradients(step)).items() if "output_projection" in name]
+        momentum = 0.8 * momentum + 0.2 * grad.astype(np.float64)
+        # Nesterov's: the gradient once more, both without their bias towards zero.
+        x = 0.8 * momentum / (1 - 0.8 ** (step + 2)) + 0.2 * grad / (1 - 0.8 ** (step + 1))
+        x = x.T / np.linalg.norm(x)
+        for _ in range(3):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        found = change["predictor"]["output_projection"]["kernel"]
+        tiny.assert_close(found, -0.1 * 0.2 * np.sqrt(3) * x.T, 1e-4)
+
+
+def test_muon_leaves_all_but_matrices_to_adam():
+    config = replace(b1=0.8, weight_decay=0.1)
+    found = zip(updates(dataclasses.replace(config, name="muon"), 3), updates(config, 3), strict=True)
+    for muon, adam in found:
+        same = jax.tree_util.tree_map_with_path(
+            lambda path, a, b: bool(np.array_equal(a, b)) != ("'kernel'" in jax.tree_util.keystr(path)),
+            muon,
+            adam,
+        )
+        assert all(jax.tree.leaves(same))

@@ -1,6 +1,6 @@
 """A decoder for models of `tests/tiny_config.py` that learns in seconds: what tests run."""
 
-from jepa_jax.config import AdamWConfig, CheckpointConfig, DecoderConfig, LlamaConfig
+from jepa_jax.config import CheckpointConfig, DecoderConfig, LlamaConfig, OptimizerConfig
 
 config = DecoderConfig(
     name="tiny_decoder",
@@ -19,7 +19,7 @@ config = DecoderConfig(
     max_length=11,
     noise=0.3,
     scan_layers=True,
-    optim=AdamWConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=3),
+    optim=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=3),
     checkpoint=CheckpointConfig(every=3, best_metric="loss"),
     steps=20,
     batch_size=8,

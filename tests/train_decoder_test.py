@@ -231,7 +231,7 @@ STEP = {
     "compute_dtype": "bfloat16",
     "remat": "layer",
     "scan_layers": False,
-    "optim": c.AdamWConfig(weight_decay=0.1),
+    "optim": c.OptimizerConfig(weight_decay=0.1),
     "steps": 30,
 }
 ELSEWHERE = {

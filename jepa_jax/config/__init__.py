@@ -15,7 +15,6 @@ from jepa_jax.config.model import (
     YEncoderConfig,
 )
 from jepa_jax.config.run import (
-    AdamWConfig,
     CheckpointConfig,
     Config,
     EvalConfig,
@@ -23,11 +22,11 @@ from jepa_jax.config.run import (
     LearningRateFactors,
     LossConfig,
     OptimConfig,
+    OptimizerConfig,
 )
 from jepa_jax.config.types import Remat
 
 __all__ = [
-    "AdamWConfig",
     "BertConfig",
     "CheckpointConfig",
     "Config",
@@ -42,6 +41,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "OptimizerConfig",
     "Remat",
     "RopeScaling",
     "XEncoderConfig",

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from jepa_jax.config.model import LlamaConfig
-from jepa_jax.config.run import AdamWConfig, CheckpointConfig
+from jepa_jax.config.run import CheckpointConfig, OptimizerConfig
 from jepa_jax.config.types import OPTIONS, Factor, NonNegative, Positive, PositiveFloat, Remat
 
 
@@ -35,7 +35,7 @@ class DecoderConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     scan_layers: bool = False
-    optim: AdamWConfig = AdamWConfig()
+    optim: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(best_metric="loss")
     run_step: NonNegative | None = None
     steps: Positive

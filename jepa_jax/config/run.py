@@ -81,9 +81,16 @@ class LearningRateFactors:
 
 
 @dataclass(**OPTIONS)
-class AdamWConfig:
-    """AdamW. `final_fraction` is where the cosine ends, as a fraction of `learning_rate`."""
+class OptimizerConfig:
+    """AdamW, or Muon for the matrices of linear layers and AdamW for the rest.
 
+    `final_fraction` is where the cosine ends, as a fraction of `learning_rate`. Muon
+    (arXiv 2502.16982) makes the momentum of a matrix orthogonal by `muon_steps` Newton-Schulz
+    iterations; `muon_decay` is the momentum's. Its updates are scaled to the size of AdamW's, so
+    rates and decays carry over.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 5e-5
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: NonNegative = 0
@@ -91,13 +98,15 @@ class AdamWConfig:
     b1: Decay = 0.9
     b2: Decay = 0.95
     eps: PositiveFloat = 1e-8
+    muon_decay: Decay = 0.95
+    muon_steps: Positive = 5
     weight_decay: Factor = 0.0
     clip_norm: PositiveFloat | None = 1.0
 
 
 @dataclass(**OPTIONS)
-class OptimConfig(AdamWConfig):
-    """AdamW with a learning-rate factor per part."""
+class OptimConfig(OptimizerConfig):
+    """An optimizer with a learning-rate factor per part."""
 
     factors: LearningRateFactors = LearningRateFactors()
 

@@ -16,7 +16,7 @@ from PIL import Image
 from jepa_jax.data.decode_image import image_format, read_image
 from jepa_jax.data.decode_video import read_video
 from jepa_jax.data.fit import Fit
-from jepa_jax.data.preprocess import resize_and_crop, scaled_size
+from jepa_jax.data.preprocess import resize_and_crop, sample_frames, scaled_size
 from jepa_jax.data.records import BadRecordError, Limits, Media
 from jepa_jax.data.timeline import sample_times
 
@@ -117,5 +117,7 @@ def _read_array(media: Media, count: int, fit: Fit, rng: np.random.Generator | N
     if media.start is not None or media.end is not None:
         raise fit.error("span outside the media", "decoded frames have no times")
     fit.scaled(*frames.shape[1:3])
+    if rng is None:
+        return resize_and_crop(sample_frames(frames, count), fit.resize, fit.crop)
     places = sample_times(np.arange(len(frames)), len(frames), count, unit=1, name=fit.name, rng=rng)
     return resize_and_crop(frames[places], fit.resize, fit.crop)

@@ -72,6 +72,16 @@ def draw_one(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))] if len(options) > 1 else options[0]
 
 
+def draw_by_odds(rng: np.random.Generator, odds: np.ndarray, count: int) -> np.ndarray:
+    """Places of `count` of the odds, none twice unless too few are above zero: [count] int."""
+    if count > np.count_nonzero(odds):
+        return rng.choice(len(odds), count, p=odds)
+    # The first to arrive of exponential waiting times at these rates are drawn one after the other, each
+    # by the odds of those left: `Generator.choice` does it in 15 times the time.
+    with np.errstate(divide="ignore"):
+        return np.argsort(rng.standard_exponential(len(odds)) / odds)[:count]
+
+
 class Drawn(grain.transforms.RandomMap):
     """Index of a record to `Example`, by a subclass's `make`.
 
@@ -162,9 +172,7 @@ class MakeExample(Drawn):
 
     def _texts(self, pairs: Sequence[Pair], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         odds = pair_odds(pairs, self.dataset, name)
-        # No pair twice, unless the record has too few.
-        repeats = self._count > np.count_nonzero(odds)
-        drawn = [pairs[i] for i in rng.choice(len(pairs), self._count, replace=repeats, p=odds)]
+        drawn = [pairs[i] for i in draw_by_odds(rng, odds, self._count)]
         templates = self.dataset.query_templates
         queries = [with_template(draw_one(rng, templates), pair.query) for pair in drawn]
         targets = [draw_one(rng, possible_targets(pair, self.dataset)) for pair in drawn]

@@ -119,7 +119,7 @@ class Tokenizer:
         """What a decoder writes: ids [B, L] int32 and mask [B, L] bool, without special tokens but the
         one that ends a text; a text that is cut does not end."""
         rows = [self._row_to_write(text, length) for text in texts]
-        return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+        return np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
 
     def _pad_to_write(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
@@ -155,7 +155,7 @@ class Tokenizer:
     def batch(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [B, L] int32 and mask [B, L] bool."""
         rows = [self._row(text, length) for text in texts]
-        return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+        return np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
 
 
 def load_tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:

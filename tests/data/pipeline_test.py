@@ -3,16 +3,18 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 
 import ml_dtypes
 import numpy as np
 import pytest
+from scipy import stats
 
 from jepa_jax import flags
 from jepa_jax.config import DatasetConfig, LearningRateFactors
 from jepa_jax.data import pipeline
 from jepa_jax.data.bad_records import BadRecords
-from jepa_jax.data.examples import text_id
+from jepa_jax.data.examples import draw_by_odds, text_id
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.records import Pair
 from jepa_jax.data.tokenizer import load_tokenizers
@@ -237,6 +239,25 @@ def test_a_random_span_changes_and_a_whole_one_does_not():
         seen = {tuple(clip[:, 0, 0, 1]) for s in range(3) for clip in dataset[s]["frames"]}
         assert (len(seen) > 1) == several
         assert all(list(clip) == sorted(clip) for clip in seen)
+
+
+def test_several_pairs_are_drawn_one_after_the_other_by_the_odds_of_those_left():
+    """Frequencies of ordered draws of two against their probabilities, by chi-square."""
+    odds = np.array([0.5, 0.0, 0.3, 0.2])
+    rng = np.random.default_rng(0)
+    draws = [tuple(draw_by_odds(rng, odds, 2).tolist()) for _ in range(6000)]
+    expected = {
+        (i, j): odds[i] * odds[j] / (1 - odds[i])
+        for i, j in itertools.permutations(range(4), 2)
+        if odds[i] and odds[j]
+    }
+    counts = collections.Counter(draws)
+    assert set(counts) == set(expected)
+    seen = [counts[pair] for pair in expected]
+    assert stats.chisquare(seen, [6000 * p for p in expected.values()]).pvalue > 1e-3
+    assert stats.chisquare(seen, [6000 / 6] * 6).pvalue < 1e-6
+    # Three of four have odds: a fourth can only be one of them again.
+    assert set(draw_by_odds(rng, odds, 4).tolist()) <= {0, 2, 3}
 
 
 def test_odds_of_a_pair_are_its_own_times_its_kind_s():
