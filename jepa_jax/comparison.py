@@ -36,6 +36,8 @@ def check(config: Config) -> None:
             f"--compare=pytorch compares in float32, not {config.model.compute_dtype}: give "
             "--config.model.compute_dtype=float32"
         )
+    if config.optim.name != "adamw":
+        raise flags.UsageError("--compare=pytorch steps with AdamW: give --config.optim.name=adamw")
     if config.data.features:
         raise flags.UsageError(
             "--compare=pytorch compares the whole model, from frames: give --config.data.features=null"

@@ -115,6 +115,7 @@ def test_a_part_in_turns_with_pytorch(tmp_path, part):
         (["--config.batch_size=7", "--config.fsdp=1"], "batch_size=7 is not a multiple"),
         (["--compare=pytorch", "--config.model.compute_dtype=bfloat16"], "float32"),
         (["--compare=pytorch", "--config.micro_batches=2"], "micro_batches=1"),
+        (["--compare=pytorch", "--config.optim.name=muon"], "optim.name=adamw"),
         (["--out=tests/tiny.py/found.json"], "tests/tiny.py"),
         (["--config.nothing=1"], "no field 'nothing'"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jepa_jax.config import LearningRateFactors, OptimConfig
+from jepa_jax.optim import make_optimizer
 from jepa_jax.sharding import (
     batch_sharding,
     make_mesh,
@@ -104,6 +105,28 @@ def test_one_device_and_eight_agree_on_the_training_step(fsdp):
         for a, b in zip(*map(moments, (state.optimizer, expected.optimizer)), strict=True):
             tiny.assert_close(a, b, 1e-5)
         assert_frozen(start, state)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_muon_s_matrices_may_be_split(fsdp):
+    """Its update needs the whole of a matrix, of which a device has a share."""
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, name="muon"))
+    state = tiny.state(config)[1]
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), state.trained)
+    update = jax.jit(make_optimizer(config.optim, 10).update)
+    # On one device, from the state that a first update leaves.
+    _, moved = update(grads, state.optimizer, state.trained)
+    expected, _ = update(grads, moved, state.trained)
+    mesh = make_mesh(fsdp, jax.devices()[:8])
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh)[1])
+    inputs = (grads, moved, state.trained)
+    inputs = jax.device_put(inputs, (places.trained, places.optimizer, places.trained))
+    found, kept = update(*inputs)
+    for name, x in tiny.parameters(expected).items():
+        tiny.assert_close(tiny.parameters(found)[name], x, 1e-4)
+    split = [x for x in jax.tree.leaves(kept) if not x.sharding.is_fully_replicated]
+    assert bool(split) == (fsdp > 1)
 
 
 def test_frozen_parameters_stay_as_they_were_on_one_device():
