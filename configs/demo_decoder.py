@@ -35,9 +35,15 @@ config = DecoderConfig(
         ("how_many", 0.5),
     ),
     optim=OptimizerConfig(
-        learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, weight_decay=0.01
+        name="muon",
+        muon_steps=3,
+        learning_rate=5e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        final_fraction=0.02,
+        weight_decay=0.5,
     ),
     checkpoint=CheckpointConfig(every=250, best_metric="loss"),
-    steps=1200,
+    steps=1800,
     batch_size=128,
 )

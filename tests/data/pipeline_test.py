@@ -94,8 +94,8 @@ def test_a_batch_is_a_function_of_seed_and_step(config):
 
 # SHA-256 of the first batches: the demo's figures in README.md were measured on these.
 GOLDEN = {
-    "configs/demo.py": "196f3cfa6f150409 b8985fe33cb2c62c aa669683fe107aa6 6bea713d764ad236",
-    "tests/tiny_config.py": "4e1deb3eab555403 87e682d703b942d9 3b185c445f73114b 7dd1844786c90252",
+    "configs/demo.py": "dd919e5e1de72740 a129c448d3c8b801 6e8adc332b61a0d1 de02ee9c54d4db79",
+    "tests/tiny_config.py": "0da941b64f662b6b 5bda357a8f857f37 786ad8bc10e2bcc8 642773debac9ac34",
 }
 
 
