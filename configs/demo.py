@@ -49,6 +49,6 @@ config = Config(
     ),
     checkpoint=CheckpointConfig(every=250),
     eval=EvalConfig(splits=("unseen_pairs", "unseen_art", "animations"), clips=720),
-    steps=1900,
+    steps=1700,
     batch_size=64,
 )

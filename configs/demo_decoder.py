@@ -24,8 +24,9 @@ config = DecoderConfig(
     ),
     prefix_tokens=4,
     max_length=16,
-    # About as far as the predictor's embedding lies from its text's: the cosine of the two is 0.8.
-    noise=0.7,
+    # Farther than the predictor's embedding lies from its text's. What is near is then decided by the
+    # embedding, not by which pairs of thing and motion the decoder knows.
+    noise=1.4,
     # Captions above all, for they are what is hard.
     pair_weights=(
         ("describe", 4.0),
