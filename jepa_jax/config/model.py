@@ -302,7 +302,7 @@ class ModelConfig:
                 full_every=1,
                 query_scalar=32.0,
             ),
-            embedding_size=256,
+            embedding_size=128,
             compute_dtype="float32",
             remat="none",
             scan_layers=False,
