@@ -26,7 +26,7 @@ config = DecoderConfig(
     max_length=16,
     # Farther than the predictor's embedding lies from its text's. What is near is then decided by the
     # embedding, not by which pairs of thing and motion the decoder knows.
-    noise=1.4,
+    noise=1.1,
     # Captions above all, for they are what is hard.
     pair_weights=(
         ("describe", 4.0),
@@ -45,6 +45,6 @@ config = DecoderConfig(
         weight_decay=0.5,
     ),
     checkpoint=CheckpointConfig(every=250, best_metric="loss"),
-    steps=1800,
+    steps=1500,
     batch_size=128,
 )
