@@ -3,8 +3,8 @@
     python -m jepa_jax.train_decoder --config=configs/demo_decoder.py --checkpoint=runs/demo
     python -m jepa_jax.evaluate --checkpoint=runs/demo --task=decode
 
-Expected on pairs of thing and motion never seen together: thing and motion named right in 43% of the clips
-that find their own caption (the nearest of all captions: 55%), CIDEr 1.7; two minutes on two cores.
+Expected on pairs of thing and motion never seen together: thing and motion named right in 76 to 80% of the
+clips that find their own caption (the nearest of all captions: 80%), CIDEr 2.7; three minutes on two cores.
 """
 
 from jepa_jax.config import CheckpointConfig, DecoderConfig, LlamaConfig, OptimizerConfig
