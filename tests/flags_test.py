@@ -55,7 +55,7 @@ def test_fields_that_depend_on_each_other_change_together():
         ("data.length_buckets", "()", "tuple should have at least 1 item"),
         ("data.length_buckets", "((16,16),(8,8))", "must ascend"),
         ("loss.temperature", "0.001", "loss.temperature=0.001 is below 1/max_logit_scale=0.01"),
-        ("optim", "3", "optim is a section; set one of its fields: learning_rate"),
+        ("optim", "3", "optim is a section; set one of its fields: name, learning_rate"),
         ("steps.more", "3", "steps has no fields of its own"),
         ("optim.warmup_steps", "100000", "optim.warmup_steps=100000 exceeds steps"),
     ],
