@@ -24,8 +24,8 @@ config = DecoderConfig(
     ),
     prefix_tokens=4,
     max_length=16,
-    # Farther than the predictor's embedding lies from its text's. What is near is then decided by the
-    # embedding, not by which pairs of thing and motion the decoder knows.
+    # Twice as far as the predictor's embedding lies from its text's: the cosine of the two is 0.88. With
+    # less, the decoder leans more on which pairs of thing and motion it knows.
     noise=1.1,
     # Captions above all, for they are what is hard.
     pair_weights=(
