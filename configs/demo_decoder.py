@@ -25,7 +25,7 @@ config = DecoderConfig(
     prefix_tokens=4,
     max_length=16,
     # Twice as far as the predictor's embedding lies from its text's: the cosine of the two is 0.88. With
-    # less, the decoder leans more on which pairs of thing and motion it knows.
+    # less than that distance it names fewer, with three times it fewer too; docs/decoding.md has figures.
     noise=1.1,
     # Captions above all, for they are what is hard.
     pair_weights=(
