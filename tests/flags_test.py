@@ -58,6 +58,8 @@ def test_fields_that_depend_on_each_other_change_together():
         ("optim", "3", "optim is a section; set one of its fields: name, learning_rate"),
         ("steps.more", "3", "steps has no fields of its own"),
         ("optim.warmup_steps", "100000", "optim.warmup_steps=100000 exceeds steps"),
+        ("data.max_shift", "32", "data.max_shift=32 pixels moves all out of a frame"),
+        ("data.features", "cache", "is of frames, and data.features has visual tokens"),
     ],
 )
 def test_a_bad_override_is_one_sentence(path, value, sentence):

@@ -34,6 +34,7 @@ BATCH = {
     "target_prefix": "look: ",
     "pair_weights": (("how_many", 1.0),),
     "pairs_per_clip": 2,
+    "max_shift": 3,
 }
 # Changed all at once in one run of five steps, in processes of its own.
 RUN = {

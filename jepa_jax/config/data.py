@@ -83,7 +83,9 @@ class DataConfig:
     `pair_weights` are (kind, relative odds) of a record's (query, target) pairs; a kind left out is not
     drawn, and without any all have the odds that their records give them. With `pairs_per_clip` over 1 a
     clip is encoded once for so many pairs: where the X-Encoder trains, that is most of the cost of a
-    step. `target_prefix` is put before every target and candidate text alike.
+    step. `max_shift` moves every clip of training by up to so many pixels down or up and to a side, other
+    ones each time it is drawn: an encoder that learns from few clips learns less of them by heart.
+    `target_prefix` is put before every target and candidate text alike.
 
     Batches are made by `threads` in the training process, or in each of `workers` processes, `prefetch`
     of them ahead: no batch depends on any of the three. `features` is a folder of visual tokens from
@@ -106,6 +108,7 @@ class DataConfig:
     target_prefix: str = ""
     pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
     pairs_per_clip: Positive = 1
+    max_shift: NonNegative = 0
     threads: Positive = 2
     workers: NonNegative = 0
     prefetch: Positive = 4
@@ -117,6 +120,11 @@ class DataConfig:
     def __post_init__(self):
         if list(self.length_buckets) != sorted(set(self.length_buckets)):
             raise ValueError(f"data.length_buckets={self.length_buckets} must ascend without repeats")
+        if self.max_shift and self.features:
+            raise ValueError(
+                f"data.max_shift={self.max_shift} is of frames, and data.features has visual tokens of none "
+                "that are shifted: set one of the two"
+            )
         if self.mixture:
             alone = [name for name in ("path", "features", "pair_weights") if getattr(self, name)]
             if alone:

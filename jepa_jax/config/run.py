@@ -212,5 +212,10 @@ class Config:
         resize, crop = self.data.resize, self.model.x_encoder.image_size
         if resize is not None and resize < crop:
             raise ValueError(f"data.resize={resize} is smaller than model.x_encoder.image_size={crop}")
+        if self.data.max_shift >= crop:
+            raise ValueError(
+                f"data.max_shift={self.data.max_shift} pixels moves all out of a frame of "
+                f"model.x_encoder.image_size={crop}"
+            )
         if self.optim.warmup_steps > self.steps:
             raise ValueError(f"optim.warmup_steps={self.optim.warmup_steps} exceeds steps={self.steps}")

@@ -10,6 +10,7 @@ import numpy as np
 from jepa_jax.config import Config, DatasetConfig
 from jepa_jax.data.bad_records import UNWANTED, TooManyBadRecordsError, by_cause
 from jepa_jax.data.decode import read_frames
+from jepa_jax.data.preprocess import shift
 from jepa_jax.data.records import BadRecordError, Limits, Pair, Record, Source
 
 # Records in a row that may be unusable before the run is given up.
@@ -144,6 +145,7 @@ class MakeExample(Drawn):
         self._features = features
         self._lengths = lengths
         self._count = config.data.pairs_per_clip
+        self._max_shift = config.data.max_shift
         self._limits = Limits.of(config.data)
         self._size = {"resize": config.data.resize, "crop": config.model.x_encoder.image_size}
 
@@ -161,7 +163,7 @@ class MakeExample(Drawn):
 
     def _frames(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         random_span = {"rng": rng} if self.dataset.span == "random" else {}
-        return read_frames(
+        frames = read_frames(
             record.media,
             self.dataset.frames,
             **self._size,
@@ -169,6 +171,9 @@ class MakeExample(Drawn):
             limits=self._limits,
             **random_span,
         )
+        if not self._max_shift:
+            return frames
+        return shift(frames, *rng.integers(-self._max_shift, self._max_shift, size=2, endpoint=True))
 
     def _texts(self, pairs: Sequence[Pair], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         odds = pair_odds(pairs, self.dataset, name)

@@ -54,3 +54,29 @@ def sample_frames(frames: np.ndarray, count: int) -> np.ndarray:
         return frames
     index = (np.arange(count) + 0.5) * len(frames) / count
     return frames[index.astype(int)]
+
+
+def shift(frames: np.ndarray, down: int, right: int) -> np.ndarray:
+    """The content of all frames moved by so many pixels, up or left if negative, the border repeated:
+    [T, H, W, C] -> [T, H, W, C].
+
+    Raises:
+      ValueError: a move of the whole height or width, or more.
+    """
+    height, width = frames.shape[1:3]
+    if abs(down) >= height or abs(right) >= width:
+        raise ValueError(f"{height} x {width} pixels cannot be moved by {down} down and {right} right")
+    to_rows, from_rows, empty_rows, border_row = _moved(height, down)
+    to_columns, from_columns, empty_columns, border_column = _moved(width, right)
+    out = np.empty_like(frames)
+    out[:, to_rows, to_columns] = frames[:, from_rows, from_columns]
+    out[:, to_rows, empty_columns] = out[:, to_rows, border_column]
+    out[:, empty_rows] = out[:, border_row]
+    return out
+
+
+def _moved(size: int, by: int) -> tuple[slice, slice, slice, slice]:
+    """Where what stays goes, where it comes from, what is left empty, and the border beside that."""
+    if by >= 0:
+        return slice(by, None), slice(None, size - by), slice(None, by), slice(by, by + 1)
+    return slice(None, by), slice(-by, None), slice(size + by, None), slice(size + by - 1, size + by)

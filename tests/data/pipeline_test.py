@@ -316,6 +316,21 @@ def test_more_pairs_than_a_record_has_are_filled_up():
     assert batch["query"].shape == (40, 16)
 
 
+def test_a_clip_is_shifted_as_a_whole_and_by_every_shift_there_is():
+    marked = example(0)
+    marked.media.content[..., 0] = 0
+    marked.media.content[:, 10, 20, 0] = 255
+    batches = make(with_data(length_buckets=((16, 16),), max_shift=2), Records([marked] * 8))
+    seen = set()
+    for step in range(40):
+        for clip in batches[step]["frames"]:
+            frames, rows, columns = np.nonzero(clip[..., 0])
+            assert frames.tolist() == [0, 1, 2, 3]
+            assert len(set(rows)) == len(set(columns)) == 1
+            seen.add((rows[0] - 10, columns[0] - 20))
+    assert seen == set(itertools.product(range(-2, 3), repeat=2))
+
+
 def test_the_iterator_goes_on_from_its_saved_state():
     dataset = pipeline.batches(CONFIG, [SOURCE], TOKENIZERS)
     loader = Loader(dataset, CONFIG.data, BadRecords(0.0))

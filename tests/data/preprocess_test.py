@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jepa_jax.data.preprocess import resize_and_crop, sample_frames
+from jepa_jax.data.preprocess import resize_and_crop, sample_frames, shift
 from jepa_jax.models.vl_jepa import IMAGENET_STD, normalise_frames
 
 GOLDEN = pathlib.Path(__file__).parent / "preprocess_golden.npz"
@@ -171,3 +171,18 @@ def write_golden():
 
 if __name__ == "__main__":
     write_golden()
+
+
+@pytest.mark.parametrize("down", [-6, -2, 0, 1, 6])
+@pytest.mark.parametrize("right", [-8, -1, 0, 3, 8])
+def test_a_shift_moves_all_frames_and_repeats_their_border(down, right):
+    frames = noise(3, 7, 9, 3)
+    padded = np.pad(frames, ((0, 0), (8, 8), (8, 8), (0, 0)), mode="edge")
+    expected = padded[:, 8 - down : 15 - down, 8 - right : 17 - right]
+    np.testing.assert_array_equal(shift(frames, down, right), expected)
+
+
+@pytest.mark.parametrize("by", [(7, 0), (-7, 0), (0, 9), (0, -9)])
+def test_a_shift_leaves_something_of_a_frame(by):
+    with pytest.raises(ValueError, match="7 x 9 pixels cannot be moved by"):
+        shift(noise(3, 7, 9, 3), *by)
