@@ -36,6 +36,8 @@ config = Config(
         dataset="emoji_motion",
         frames=4,
         length_buckets=((10, 14),),
+        # A sixteenth of the side, either way: it learns things rather than clips.
+        max_shift=2,
         # Four of a clip's six pairs at every step: the X-Encoder runs once for them. They are nearly always
         # the three that say what the clip shows, and one of the closed questions, which are learned last.
         pairs_per_clip=4,

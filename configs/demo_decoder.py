@@ -45,6 +45,6 @@ config = DecoderConfig(
         weight_decay=0.5,
     ),
     checkpoint=CheckpointConfig(every=250, best_metric="loss"),
-    steps=1500,
+    steps=2200,
     batch_size=128,
 )
