@@ -83,8 +83,7 @@ class Decoder:
           ValueError: values out of range, or that contradict each other.
         """
         vocabulary = self.config.llama.vocab_size
-        if not 1 <= beams <= vocabulary // 2:
-            raise ValueError(f"beams={beams} must be between 1 and half the vocabulary, {vocabulary // 2}")
+        self._check_beams(beams)
         if not (temperature >= 0 and np.isfinite(temperature)):
             raise ValueError(f"temperature={temperature} must be 0 or more")
         if top_k is not None and top_k < 1:
@@ -97,24 +96,43 @@ class Decoder:
             )
         if not temperature and (top_k is not None or top_p is not None):
             raise ValueError("top_k and top_p are for what is drawn at random: give a temperature over 0")
-        arrays = [embeddings]
-        options = {"length": self.config.max_length, "end": self._tokenizer.end_id}
-        if temperature:
-            arrays.append(np.arange(len(embeddings), dtype=np.int32))
-            options |= {
-                "seed": np.uint32(seed),
-                "temperature": np.float32(temperature),
-                "top_k": np.int32(vocabulary if top_k is None else top_k),
-                "top_p": np.float32(1.0 if top_p is None else top_p),
-            }
-            function = _sample
-        elif beams > 1:
-            options["beams"] = beams
-            function = _beam_search
-        else:
-            function = _greedy
-        run = functools.partial(function, **options)
-        tokens = in_batches(run, self._state, self._graphdef, self._batch_size, *arrays)
+        if beams > 1:
+            return self._texts(self._tokens(_beam_search, embeddings, beams=beams)[:, 0])
+        if not temperature:
+            return self._texts(self._tokens(_greedy, embeddings))
+        options = {
+            "seed": np.uint32(seed),
+            "temperature": np.float32(temperature),
+            "top_k": np.int32(vocabulary if top_k is None else top_k),
+            "top_p": np.float32(1.0 if top_p is None else top_p),
+        }
+        rows = np.arange(len(embeddings), dtype=np.int32)
+        return self._texts(self._tokens(_sample, embeddings, rows, **options))
+
+    def candidates(self, embeddings: np.ndarray, beams: int) -> list[list[str]]:
+        """What a beam search finds for each embedding: [B, E] -> B lists of 1 to `beams` texts, the
+        likeliest first, none twice, and none empty unless it is the only one.
+
+        Raises:
+          ValueError: `beams` is out of range.
+        """
+        self._check_beams(beams)
+        found = self._tokens(_beam_search, embeddings, beams=beams)
+        texts = [dict.fromkeys(self._texts(row)) for row in found]
+        return [[text for text in row if text] or [""] for row in texts]
+
+    def _check_beams(self, beams: int) -> None:
+        most = self.config.llama.vocab_size // 2
+        if not 1 <= beams <= most:
+            raise ValueError(f"beams={beams} must be between 1 and half the vocabulary, {most}")
+
+    def _tokens(self, function, *arrays: np.ndarray, **options) -> np.ndarray:
+        run = functools.partial(
+            function, length=self.config.max_length, end=self._tokenizer.end_id, **options
+        )
+        return in_batches(run, self._state, self._graphdef, self._batch_size, *arrays)
+
+    def _texts(self, tokens: np.ndarray) -> list[str]:
         return [self._tokenizer.text(row) for row in tokens]
 
 

@@ -42,6 +42,9 @@ def _embed_text(state, tokens, mask, graphdef):
 
 # A query that every dataset of captions has in some form.
 CAPTION_QUERY = "describe the clip"
+# Texts that the decoder offers for an embedding. The right one is nearly always among so few, and more let
+# in what is near but badly said.
+CANDIDATES = 4
 
 
 class Model:
@@ -201,7 +204,9 @@ class Model:
 
         Args:
           bank: the nearest of these texts is taken; without, the decoder writes one.
-          how: `beams`, `temperature`, `top_k`, `top_p`, `seed` of `decoder.Decoder`.
+          how: `beams`, `temperature`, `top_k`, `top_p`, `seed` of `decoder.Decoder`: `beams=1` is its
+            likeliest token each time. Without any, of the likeliest few texts that it finds the one whose
+            own embedding is nearest: the decoder knows how texts go, the Y-Encoder what they mean.
 
         Raises:
           ValueError: an empty bank, embeddings of another form, or settings out of range.
@@ -214,12 +219,20 @@ class Model:
         if not np.isfinite(embeddings).all():
             raise ValueError("embeddings must be finite, and some of these are NaN or infinite")
         if bank is None:
-            return self.decoder(embeddings, **how)
+            return self.decoder(embeddings, **how) if how else self._write(embeddings)
         if not bank:
             raise ValueError("nothing to choose from: the bank of texts is empty")
         if how:
             raise ValueError(f"{', '.join(how)}: settings of the decoder, which a bank of texts replaces")
         return [bank[i] for i in np.argmax(embeddings @ self.embed_text(bank).T, axis=1)]
+
+    def _write(self, embeddings: np.ndarray) -> list[str]:
+        """`decode` without a bank or settings."""
+        candidates = self.decoder.candidates(embeddings, CANDIDATES)
+        texts = list(dict.fromkeys(text for row in candidates for text in row))
+        own = dict(zip(texts, self.embed_text(texts), strict=True))
+        pairs = zip(candidates, embeddings, strict=True)
+        return [max(row, key=lambda text: own[text] @ embedding) for row, embedding in pairs]
 
     def stream(
         self,

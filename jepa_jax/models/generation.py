@@ -79,7 +79,8 @@ def _one_by_one(model, prefix, pick: Callable, length: int, end: int) -> jax.Arr
 
 
 def beam_search(model: LanguageModel, prefix: jax.Array, *, beams: int, length: int, end: int) -> jax.Array:
-    """The text of the highest mean log-probability per token that a beam of texts finds.
+    """The texts of the highest mean log-probability per token that a beam of texts finds: [B, K, L], the
+    likeliest first; what is all `end` was not found.
 
     The algorithm is that of `transformers` with its default settings: of twice as many continuations
     as there are beams those that end are set apart, and a row is done when none that runs is better
@@ -130,4 +131,4 @@ def beam_search(model: LanguageModel, prefix: jax.Array, *, beams: int, length: 
     # All beams start as one.
     running = (texts, nothing.at[:, 0].set(0.0))
     chosen = choose(0, logits, running, (texts, nothing), jnp.ones(batch, bool))
-    return jax.lax.while_loop(unfinished, step, (1, *chosen, cache))[2][0][:, 0]
+    return jax.lax.while_loop(unfinished, step, (1, *chosen, cache))[2][0]

@@ -119,14 +119,21 @@ def test_greedy_text_is_the_reference_s(reference, many):
 
 @pytest.mark.parametrize("beams", [2, 5])
 def test_beam_search_is_the_reference_s(reference, many, beams):
-    found = generate(generation.beam_search, reference[0], many, beams=beams)
+    every = generate(generation.beam_search, reference[0], many, beams=beams)
+    found = every[:, 0]
     np.testing.assert_array_equal(found, their_tokens(reference, many, num_beams=beams))
+    # All that was found, in order; the reference fills up with texts that do not end.
+    theirs = their_tokens(reference, many, num_beams=beams, num_return_sequences=beams)
+    theirs = theirs.reshape(every.shape)
+    is_found = (every != END).any(axis=2)
+    np.testing.assert_array_equal(every[is_found], theirs[is_found])
+    assert is_found.mean() > 0.9
     assert (found != generate(generation.greedy, reference[0], many)).any()
     assert len(lengths(found)) > 3
 
 
 def test_one_beam_is_greedy(reference, many):
-    one = generate(generation.beam_search, reference[0], many, beams=1)
+    one = generate(generation.beam_search, reference[0], many, beams=1)[:, 0]
     np.testing.assert_array_equal(one, generate(generation.greedy, reference[0], many))
 
 
@@ -159,7 +166,7 @@ def test_after_the_end_there_is_nothing(reference, many, function):
     """And what is written before it does not depend on how much room there is after it."""
     options = {"beams": 3} if function is generation.beam_search else {}
     found = generate(function, reference[0], many, **options)
-    for row in found:
+    for row in found.reshape(-1, LENGTH):
         end = np.flatnonzero(row == END)
         assert not len(end) or (row[end[0] :] == END).all()
     if function is generation.greedy:
