@@ -161,18 +161,6 @@ def test_sampling_is_uniform_over_the_clip(frames, count, picked):
     assert sample_frames(clip, count).ravel().tolist() == list(picked)
 
 
-def write_golden():
-    uint8 = {"do_rescale": False, "do_normalize": False}
-    golden = {"x".join(map(str, clip)): reference(patterned(*clip), **uint8)[GRID] for clip in CLIPS}
-    levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None, None], (1, 256, 5, 3))
-    normalised = reference(levels.copy(), do_resize=False, do_center_crop=False)
-    np.savez_compressed(GOLDEN, normalised=normalised[0, :, 0], **golden)
-
-
-if __name__ == "__main__":
-    write_golden()
-
-
 @pytest.mark.parametrize("down", [-6, -2, 0, 1, 6])
 @pytest.mark.parametrize("right", [-8, -1, 0, 3, 8])
 def test_a_shift_moves_all_frames_and_repeats_their_border(down, right):
@@ -186,3 +174,15 @@ def test_a_shift_moves_all_frames_and_repeats_their_border(down, right):
 def test_a_shift_leaves_something_of_a_frame(by):
     with pytest.raises(ValueError, match="7 x 9 pixels cannot be moved by"):
         shift(noise(3, 7, 9, 3), *by)
+
+
+def write_golden():
+    uint8 = {"do_rescale": False, "do_normalize": False}
+    golden = {"x".join(map(str, clip)): reference(patterned(*clip), **uint8)[GRID] for clip in CLIPS}
+    levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None, None], (1, 256, 5, 3))
+    normalised = reference(levels.copy(), do_resize=False, do_center_crop=False)
+    np.savez_compressed(GOLDEN, normalised=normalised[0, :, 0], **golden)
+
+
+if __name__ == "__main__":
+    write_golden()
