@@ -97,7 +97,7 @@ class Decoder:
         if not temperature and (top_k is not None or top_p is not None):
             raise ValueError("top_k and top_p are for what is drawn at random: give a temperature over 0")
         if beams > 1:
-            return self._texts(self._tokens(_beam_search, embeddings, beams=beams)[:, 0])
+            return self._texts(self._tokens(_beam_search, embeddings, beams=beams)[0][:, 0])
         if not temperature:
             return self._texts(self._tokens(_greedy, embeddings))
         options = {
@@ -109,24 +109,31 @@ class Decoder:
         rows = np.arange(len(embeddings), dtype=np.int32)
         return self._texts(self._tokens(_sample, embeddings, rows, **options))
 
-    def candidates(self, embeddings: np.ndarray, beams: int) -> list[list[str]]:
+    def candidates(self, embeddings: np.ndarray, beams: int) -> list[list[tuple[str, float]]]:
         """What a beam search finds for each embedding: [B, E] -> B lists of 1 to `beams` texts, the
-        likeliest first, none twice, and none empty unless it is the only one.
+        likeliest first, none twice, and none empty unless it is the only one; with the natural logarithm
+        of each text's probability.
 
         Raises:
           ValueError: `beams` is out of range.
         """
         self._check_beams(beams)
-        found = self._tokens(_beam_search, embeddings, beams=beams)
-        texts = [dict.fromkeys(self._texts(row)) for row in found]
-        return [[text for text in row if text] or [""] for row in texts]
+        tokens, means = self._tokens(_beam_search, embeddings, beams=beams)
+        lengths = np.minimum((tokens != self._tokenizer.end_id).sum(axis=2) + 1, tokens.shape[2])
+        offered = []
+        for row, scores in zip(tokens, means * lengths, strict=True):
+            found: dict[str, float] = {}
+            for text, score in zip(self._texts(row), scores.tolist(), strict=True):
+                found.setdefault(text, score)
+            offered.append([pair for pair in found.items() if pair[0]] or [("", found[""])])
+        return offered
 
     def _check_beams(self, beams: int) -> None:
         most = self.config.llama.vocab_size // 2
         if not 1 <= beams <= most:
             raise ValueError(f"beams={beams} must be between 1 and half the vocabulary, {most}")
 
-    def _tokens(self, function, *arrays: np.ndarray, **options) -> np.ndarray:
+    def _tokens(self, function, *arrays: np.ndarray, **options):
         run = functools.partial(
             function, length=self.config.max_length, end=self._tokenizer.end_id, **options
         )

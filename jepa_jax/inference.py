@@ -42,9 +42,10 @@ def _embed_text(state, tokens, mask, graphdef):
 
 # A query that every dataset of captions has in some form.
 CAPTION_QUERY = "describe the clip"
-# Texts that the decoder offers for an embedding: the demo's has the right one among so many for 85 to 88%
-# of the clips, and names fewer of them right when it offers four times as many.
-CANDIDATES = 4
+# Texts that the decoder offers for an embedding, and what the logarithm of their probability counts beside
+# the cosine of their own embedding: docs/decoding.md has the figures that both were chosen by.
+CANDIDATES = 8
+LIKELIHOOD = 0.0025
 
 
 class Model:
@@ -206,7 +207,8 @@ class Model:
           bank: the nearest of these texts is taken; without, the decoder writes one.
           how: `beams`, `temperature`, `top_k`, `top_p`, `seed` of `decoder.Decoder`: `beams=1` is its
             likeliest token each time. Without any, of the likeliest few texts that it finds the one whose
-            own embedding is nearest: the decoder knows how texts go, the Y-Encoder what they mean.
+            own embedding is nearest, the likelier of two that are as near: the decoder knows how texts go,
+            the Y-Encoder what they mean.
 
         Raises:
           ValueError: an empty bank, embeddings of another form, or settings out of range.
@@ -229,10 +231,12 @@ class Model:
     def _write(self, embeddings: np.ndarray) -> list[str]:
         """`decode` without a bank or settings."""
         candidates = self.decoder.candidates(embeddings, CANDIDATES)
-        texts = list(dict.fromkeys(text for row in candidates for text in row))
+        texts = list(dict.fromkeys(text for row in candidates for text, _ in row))
         own = dict(zip(texts, self.embed_text(texts), strict=True))
         pairs = zip(candidates, embeddings, strict=True)
-        return [max(row, key=lambda text: own[text] @ embedding) for row, embedding in pairs]
+        return [
+            max(row, key=lambda c: own[c[0]] @ embedding + LIKELIHOOD * c[1])[0] for row, embedding in pairs
+        ]
 
     def stream(
         self,

@@ -27,11 +27,14 @@ def padded_rows(rows: int, size: int, devices: int = 1) -> int:
     return min(devices << (-(-rows // devices) - 1).bit_length(), size)
 
 
-def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, devices: int = 1) -> np.ndarray:
+def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, devices: int = 1):
     """`function` over the rows of arrays, `size` at a time, the last batch filled up to `padded_rows`.
 
     Args:
       size: a multiple of `devices`, which get as many rows each.
+
+    Returns:
+      An array, or a tuple of them as `function` gives.
 
     Raises:
       ValueError: there are no rows.
@@ -47,7 +50,7 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, device
             rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
         # Not read here: every batch is dispatched before the first result is copied back.
         results.append(function(state, *rows, graphdef=graphdef))
-    return np.concatenate([to_host(r) for r in results])[:count]
+    return jax.tree.map(lambda *parts: np.concatenate([to_host(x) for x in parts])[:count], *results)
 
 
 def padded_length(tokenizer: Tokenizer, texts: list[str], limit: int) -> int:

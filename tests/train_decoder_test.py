@@ -20,7 +20,7 @@ from jepa_jax import evaluate, flags, loop, parts, train_decoder
 from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.tokenizer import load_decoder_tokenizer
-from jepa_jax.inference import CANDIDATES
+from jepa_jax.inference import CANDIDATES, LIKELIHOOD
 from jepa_jax.models.y_decoder import YDecoder
 from jepa_jax.state import to_items
 from tests import tiny
@@ -185,12 +185,16 @@ def test_of_what_the_decoder_offers_the_nearest_is_taken(trained):
     x = tiny.normal(6, run_config.model.embedding_size)
     offered = model.decoder.candidates(x, CANDIDATES)
     assert max(map(len, offered)) > 1
-    for texts, beam in zip(offered, model.decode(x, beams=CANDIDATES), strict=True):
+    chosen = model.decode(x)
+    for row, pairs, text, beam in zip(x, offered, chosen, model.decode(x, beams=CANDIDATES), strict=True):
+        texts, scores = zip(*pairs, strict=True)
         assert texts[0] == beam or not beam
         assert len(set(texts)) == len(texts) <= CANDIDATES
-    pairs = zip(x, offered, strict=True)
-    assert model.decode(x) == [model.decode(row[None], bank=texts)[0] for row, texts in pairs]
-    assert model.decode(x) != model.decode(x, beams=CANDIDATES)
+        assert all(score < 0 for score in scores)
+        value = model.embed_text(list(texts)) @ row + LIKELIHOOD * np.array(scores)
+        assert text == texts[np.argmax(value)]
+    assert chosen != model.decode(x, beams=CANDIDATES)
+    assert chosen != [pairs[0][0] for pairs in offered]
 
 
 def test_a_run_starts_from_a_converted_language_model(tmp_path):

@@ -275,11 +275,12 @@ class ModelConfig:
         """Small enough to learn emoji in motion from scratch in minutes on two CPU cores.
 
         Eight visual tokens: two tubelets of two frames, each of four patches. Small patches learn
-        motions sooner and large ones names; long tubelets tie a thing's looks to how it moves.
+        motions sooner and large ones names; long tubelets, and a second layer of the X-Encoder, tie a thing's
+        looks to how it moves.
         """
         return cls(
             x_encoder=XEncoderConfig(
-                width=256, layers=2, heads=8, mlp_width=512, image_size=32, patch_size=16, tubelet_size=2
+                width=256, layers=1, heads=8, mlp_width=1024, image_size=32, patch_size=16, tubelet_size=2
             ),
             predictor=LlamaConfig(
                 vocab_size=1024,

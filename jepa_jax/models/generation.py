@@ -78,9 +78,11 @@ def _one_by_one(model, prefix, pick: Callable, length: int, end: int) -> jax.Arr
     return jax.lax.while_loop(unfinished, step, (1, tokens, tokens[:, 0], cache))[1]
 
 
-def beam_search(model: LanguageModel, prefix: jax.Array, *, beams: int, length: int, end: int) -> jax.Array:
-    """The texts of the highest mean log-probability per token that a beam of texts finds: [B, K, L], the
-    likeliest first; what is all `end` was not found.
+def beam_search(
+    model: LanguageModel, prefix: jax.Array, *, beams: int, length: int, end: int
+) -> tuple[jax.Array, jax.Array]:
+    """The texts of the highest mean log-probability per token that a beam of texts finds, and that mean:
+    [B, K, L] and [B, K], the likeliest first; what is all `end` and below -1e7 was not found.
 
     The algorithm is that of `transformers` with its default settings: of twice as many continuations
     as there are beams those that end are set apart, and a row is done when none that runs is better
@@ -131,4 +133,4 @@ def beam_search(model: LanguageModel, prefix: jax.Array, *, beams: int, length: 
     # All beams start as one.
     running = (texts, nothing.at[:, 0].set(0.0))
     chosen = choose(0, logits, running, (texts, nothing), jnp.ones(batch, bool))
-    return jax.lax.while_loop(unfinished, step, (1, *chosen, cache))[2][0]
+    return jax.lax.while_loop(unfinished, step, (1, *chosen, cache))[2]

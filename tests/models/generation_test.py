@@ -36,6 +36,13 @@ def generate(function, model, prefix, *arguments, **options):
     return np.asarray(_generate(model, prefix, function, tuple(options.items()), *arguments))
 
 
+def search(model, prefix, **options):
+    """`beam_search`: texts [B, K, L] and scores [B, K]."""
+    options = {"length": LENGTH, "end": END} | options
+    texts, scores = _generate(model, prefix, generation.beam_search, tuple(options.items()))
+    return np.asarray(texts), np.asarray(scores)
+
+
 def without_cache(model, prefix, tokens):
     """Logits of each of the tokens and the one after: [B, L + 1, V]."""
 
@@ -119,7 +126,7 @@ def test_greedy_text_is_the_reference_s(reference, many):
 
 @pytest.mark.parametrize("beams", [2, 5])
 def test_beam_search_is_the_reference_s(reference, many, beams):
-    every = generate(generation.beam_search, reference[0], many, beams=beams)
+    every, scores = search(reference[0], many, beams=beams)
     found = every[:, 0]
     np.testing.assert_array_equal(found, their_tokens(reference, many, num_beams=beams))
     # All that was found, in order; the reference fills up with texts that do not end.
@@ -128,12 +135,21 @@ def test_beam_search_is_the_reference_s(reference, many, beams):
     is_found = (every != END).any(axis=2)
     np.testing.assert_array_equal(every[is_found], theirs[is_found])
     assert is_found.mean() > 0.9
+    assert (scores[is_found] > -1e7).all()
+    # Each score is the mean log-probability of its text, the end included.
+    logits = jax.nn.log_softmax(
+        without_cache(reference[0], np.repeat(many, beams, 0), every.reshape(-1, LENGTH))
+    )
+    chosen = np.take_along_axis(logits[:, :-1], every.reshape(-1, LENGTH, 1), axis=2).reshape(every.shape)
+    counts = np.minimum((every != END).sum(axis=2) + 1, LENGTH)
+    means = (chosen * (np.arange(LENGTH) < counts[..., None])).sum(axis=2) / counts
+    np.testing.assert_allclose(scores[is_found], means[is_found], atol=1e-5)
     assert (found != generate(generation.greedy, reference[0], many)).any()
     assert len(lengths(found)) > 3
 
 
 def test_one_beam_is_greedy(reference, many):
-    one = generate(generation.beam_search, reference[0], many, beams=1)[:, 0]
+    one = search(reference[0], many, beams=1)[0][:, 0]
     np.testing.assert_array_equal(one, generate(generation.greedy, reference[0], many))
 
 
@@ -153,7 +169,7 @@ def test_a_row_does_not_depend_on_the_others(reference, many, how):
         if how == "greedy":
             return generate(generation.greedy, reference[0], rows)
         if how == "beams":
-            return generate(generation.beam_search, reference[0], rows, beams=2)
+            return search(reference[0], rows, beams=2)[0]
         return generate(generation.sample, reference[0], rows, drawn[index], **DRAWN)
 
     whole = run(slice(None))
@@ -164,8 +180,10 @@ def test_a_row_does_not_depend_on_the_others(reference, many, how):
 @pytest.mark.parametrize("function", [generation.greedy, generation.beam_search])
 def test_after_the_end_there_is_nothing(reference, many, function):
     """And what is written before it does not depend on how much room there is after it."""
-    options = {"beams": 3} if function is generation.beam_search else {}
-    found = generate(function, reference[0], many, **options)
+    if function is generation.beam_search:
+        found = search(reference[0], many, beams=3)[0]
+    else:
+        found = generate(function, reference[0], many)
     for row in found.reshape(-1, LENGTH):
         end = np.flatnonzero(row == END)
         assert not len(end) or (row[end[0] :] == END).all()
