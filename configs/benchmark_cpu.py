@@ -2,9 +2,9 @@
 
     python -m jepa_jax.benchmark --config=configs/benchmark_cpu.py --compare=pytorch
 
-Expected: 1.08 times the steps a second of PyTorch (1.03 to 1.11 over six turns) on two cores of an AMD EPYC with
-AVX-512, where both multiply matrices equally fast; 0.74 times (0.73 to 0.89 over three turns) on two cores of an
-Intel Xeon with AMX, where PyTorch's library multiplies them a sixth to a third faster than XLA's.
+Expected: 1.08 times the steps a second of PyTorch (1.03 to 1.11 over six turns) on two cores of an AMD EPYC
+with AVX-512, where both multiply matrices equally fast; 0.74 times (0.73 to 0.89 over three turns) on two
+cores of an Intel Xeon with AMX, where PyTorch's library multiplies them a sixth to a third faster than XLA's.
 """
 
 from jepa_jax.config import (
