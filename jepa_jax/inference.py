@@ -45,7 +45,7 @@ CAPTION_QUERY = "describe the clip"
 # Texts that the decoder offers for an embedding, and what the logarithm of their probability counts beside
 # the cosine of their own embedding: docs/decoding.md has the figures that both were chosen by.
 CANDIDATES = 8
-LIKELIHOOD = 0.0025
+LIKELIHOOD_WEIGHT = 0.0025
 
 
 class Model:
@@ -235,7 +235,8 @@ class Model:
         own = dict(zip(texts, self.embed_text(texts), strict=True))
         pairs = zip(candidates, embeddings, strict=True)
         return [
-            max(row, key=lambda c: own[c[0]] @ embedding + LIKELIHOOD * c[1])[0] for row, embedding in pairs
+            max(row, key=lambda c: own[c[0]] @ embedding + LIKELIHOOD_WEIGHT * c[1])[0]
+            for row, embedding in pairs
         ]
 
     def stream(

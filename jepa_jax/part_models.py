@@ -48,12 +48,14 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, device
         missing = padded_rows(len(rows[0]), size, devices) - len(rows[0])
         if missing:
             rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
-        # Every batch is dispatched before the first result is copied back. Not on several hosts: on a CPU
-        # each execution holds threads while it waits for the other hosts, and where many are under way
-        # none is left for the one that all wait for.
         result = function(state, *rows, graphdef=graphdef)
-        results.append(jax.tree.map(to_host, result) if jax.process_count() > 1 else result)
-    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(x) for x in parts])[:count], *results)
+        # Every batch is dispatched before the first result is copied back. Not on several CPU hosts: each
+        # execution holds threads while it waits for the other hosts, and where many are under way none is
+        # left for the one that all wait for.
+        if jax.process_count() > 1 and jax.default_backend() == "cpu":
+            jax.block_until_ready(result)
+        results.append(result)
+    return jax.tree.map(lambda *parts: np.concatenate([to_host(x) for x in parts])[:count], *results)
 
 
 def padded_length(tokenizer: Tokenizer, texts: list[str], limit: int) -> int:

@@ -20,7 +20,7 @@ from jepa_jax import evaluate, flags, loop, parts, train_decoder
 from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.tokenizer import load_decoder_tokenizer
-from jepa_jax.inference import CANDIDATES, LIKELIHOOD
+from jepa_jax.inference import CANDIDATES, LIKELIHOOD_WEIGHT
 from jepa_jax.models.y_decoder import YDecoder
 from jepa_jax.state import to_items
 from tests import tiny
@@ -191,7 +191,7 @@ def test_of_what_the_decoder_offers_the_nearest_is_taken(trained):
         assert texts[0] == beam or not beam
         assert len(set(texts)) == len(texts) <= CANDIDATES
         assert all(score < 0 for score in scores)
-        value = model.embed_text(list(texts)) @ row + LIKELIHOOD * np.array(scores)
+        value = model.embed_text(list(texts)) @ row + LIKELIHOOD_WEIGHT * np.array(scores)
         assert text == texts[np.argmax(value)]
     assert chosen != model.decode(x, beams=CANDIDATES)
     assert chosen != [pairs[0][0] for pairs in offered]
