@@ -7,6 +7,11 @@ RUN is a work directory, one checkpoint in it, or a whole converted model. The d
 RUN/decoder, where `jepa_jax.load(RUN)` finds it. The same command again goes on where it stopped.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from jepa_jax.allocator import restart_with_settings
+
+    restart_with_settings()
+
 import contextlib
 import dataclasses
 import functools

@@ -44,7 +44,25 @@ def linear(
 ) -> nnx.Linear:
     """Linear map with float32 weights that computes in `dtype`; `gain` scales its initial output."""
     init = jax.nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
-    return nnx.Linear(d_in, d_out, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+    return nnx.Linear(
+        d_in, d_out, use_bias=bias, dtype=dtype, kernel_init=init, dot_general=_product, rngs=rngs
+    )
+
+
+def _product(x, kernel, dimension_numbers, *, precision=None, out_sharding=None):
+    """`jax.lax.dot_general` of [..., D] and [D, E], in the form that suits XLA on a CPU.
+
+    There the gradient of the kernel, a sum over several axes, would make transposed copies, and a
+    bfloat16 result be computed without the processor's bfloat16 instructions.
+    """
+    if device_platform() != "cpu":
+        return jax.lax.dot_general(
+            x, kernel, dimension_numbers, precision=precision, out_sharding=out_sharding
+        )
+    rows = x.reshape(-1, x.shape[-1])
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    out = jnp.dot(rows, kernel, precision=precision, preferred_element_type=wide)
+    return out.astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def attention_inputs(*arrays: jax.Array) -> list[jax.Array]:
