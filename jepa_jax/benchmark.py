@@ -9,9 +9,9 @@ pass; compiled alone, the parts need not add up to the step.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from jepa_jax.allocator import restart_with_settings
+    from jepa_jax.huge_pages import restart_with_huge_pages
 
-    restart_with_settings()
+    restart_with_huge_pages()
 
 import dataclasses
 import itertools

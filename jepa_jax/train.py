@@ -6,9 +6,9 @@ Without arguments it runs the demo. The same command again goes on where the run
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from jepa_jax.allocator import restart_with_settings
+    from jepa_jax.huge_pages import restart_with_huge_pages
 
-    restart_with_settings()
+    restart_with_huge_pages()
 
 import contextlib
 import logging

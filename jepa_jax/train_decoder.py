@@ -8,9 +8,9 @@ RUN/decoder, where `jepa_jax.load(RUN)` finds it. The same command again goes on
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from jepa_jax.allocator import restart_with_settings
+    from jepa_jax.huge_pages import restart_with_huge_pages
 
-    restart_with_settings()
+    restart_with_huge_pages()
 
 import contextlib
 import dataclasses

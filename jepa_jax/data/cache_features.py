@@ -9,9 +9,9 @@ that see the same folder.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from jepa_jax.allocator import restart_with_settings
+    from jepa_jax.huge_pages import restart_with_huge_pages
 
-    restart_with_settings()
+    restart_with_huge_pages()
 
 import collections
 import dataclasses

@@ -71,11 +71,12 @@ class EmojiMotion(tfds.core.GeneratorBasedBuilder):
     and `id`, `thing`, `motion` and `second`, the last two "" where there is none.
     """
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("1.3.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "First version.",
         "1.1.0": "Four frames, larger things on calmer backgrounds, 120 unseen pairs of 1,080.",
         "1.2.0": "40 clips of a seen pair in place of 20.",
+        "1.3.0": "60 clips of a seen pair.",
     }
     BUILDER_CONFIGS: ClassVar[list[EmojiMotionConfig]] = [make_config(c) for c in NAMED.values()]
 

@@ -44,7 +44,7 @@ class ClipConfig:
 
     size: int = 32
     frames: int = 4
-    clips_per_pair: int = 40
+    clips_per_pair: int = 60
     validation_clips: int = 512
     clips_per_unseen_pair: int = 6
     unseen_art_clips: int = 540

@@ -1,0 +1,46 @@
+"""When the trainer starts itself again for larger memory pages, and when it leaves well alone."""
+
+import os
+import subprocess
+import sys
+
+from jepa_jax.huge_pages import environment
+
+MADVISE = "always [madvise] never\n"
+
+
+def test_asked_for_once_beside_other_tunables():
+    first = environment({"A": "b"}, MADVISE, "glibc")
+    assert first == {"A": "b", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert environment(first, MADVISE, "glibc") is None
+    other = environment({"GLIBC_TUNABLES": "glibc.malloc.check=3"}, MADVISE, "glibc")
+    assert other["GLIBC_TUNABLES"] == "glibc.malloc.check=3:glibc.malloc.hugetlb=1"
+
+
+def test_left_alone_where_it_would_change_nothing():
+    assert environment({}, "[always] madvise never", "glibc") is None
+    assert environment({}, "always madvise [never]", "glibc") is None
+    assert environment({}, MADVISE, "") is None
+    assert environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, MADVISE, "glibc") is None
+
+
+def test_the_command_that_starts_again_is_the_same(tmp_path):
+    """Arguments, process and exit status stay; it happens at most once."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from jepa_jax.huge_pages import restart_with_huge_pages\n"
+        "print(os.getpid(), 'start', flush=True)\n"
+        "restart_with_huge_pages()\n"
+        "print(os.getpid(), sys.argv[1:], flush=True)\n"
+        "sys.exit(3)\n"
+    )
+    environ = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environ["PYTHONPATH"] = os.getcwd()
+    command = [sys.executable, str(program), "--a=b c", "d"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environ)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 3, done.stderr
+    assert 2 <= len(lines) <= 3
+    assert len({line.split()[0] for line in lines}) == 1
+    assert lines[-1].endswith("['--a=b c', 'd']")
