@@ -1,0 +1,54 @@
+"""Linear maps on a CPU: the same numbers and gradients as the plain product, without its copies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jepa_jax.models.layers import linear
+
+SHAPES = [(32,), (5, 32), (3, 5, 32), (2, 3, 5, 32)]
+
+
+def parts_of(dtype):
+    return nnx.split(linear(32, 64, bias=True, dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_are_those_of_the_plain_product(shape):
+    graph, state = parts_of(jnp.float32)
+    x, weights = (jax.random.normal(jax.random.key(i), shape[:-1] + (d,)) for i, d in enumerate((32, 64)))
+
+    def ours(state, x):
+        return jnp.sum(weights * nnx.merge(graph, state)(x))
+
+    def plain(state, x):
+        return jnp.sum(weights * (jnp.einsum("...D,DE->...E", x, state["kernel"][...]) + state["bias"][...]))
+
+    with jax.numpy_dtype_promotion("strict"):
+        found = jax.value_and_grad(ours, argnums=(0, 1))(state, x)
+    wanted = jax.value_and_grad(plain, argnums=(0, 1))(state, x)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_stays_bfloat16_and_is_summed_in_float32(shape):
+    graph, state = parts_of(jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+    found = nnx.merge(graph, state)(x)
+    kernel = np.asarray(state["kernel"][...].astype(jnp.bfloat16), np.float64)
+    assert found.dtype == jnp.bfloat16
+    # Half a unit in the last place of bfloat16, after sums that do not round to it.
+    np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(x, np.float64) @ kernel, rtol=2**-8)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form is that of a CPU")
+def test_the_gradient_of_the_kernel_is_computed_without_a_copy():
+    graph, state = parts_of(jnp.float32)
+    loss = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))
+    compiled = jax.jit(jax.grad(loss)).lower(state, jnp.ones((8, 16, 32))).compile().as_text()
+    assert " dot(" in compiled
+    assert " transpose(" not in compiled
+    assert " copy(" not in compiled
