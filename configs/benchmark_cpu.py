@@ -2,9 +2,10 @@
 
     python -m jepa_jax.benchmark --config=configs/benchmark_cpu.py --compare=pytorch
 
-Expected: 1.08 times the steps a second of PyTorch (1.03 to 1.11 over six turns) on two cores of an AMD EPYC
-with AVX-512, where both multiply matrices equally fast; 0.74 times (0.73 to 0.89 over three turns) on two
-cores of an Intel Xeon with AMX, where PyTorch's library multiplies them a sixth to a third faster than XLA's.
+Expected: 0.97 times the steps a second of PyTorch (0.93 to 1.01 over six turns) on two cores of an Intel
+Xeon with AMX, where PyTorch's library multiplies matrices a sixth to a third faster than XLA's. On an AMD
+EPYC with AVX-512, where both multiply equally fast, it was 1.08 times (1.03 to 1.11) when our step still
+took a tenth longer.
 """
 
 from jepa_jax.config import (

@@ -62,7 +62,7 @@ def _product(x, kernel, dimension_numbers, *, precision=None, out_sharding=None)
     rows = x.reshape(-1, x.shape[-1])
     wide = jnp.promote_types(x.dtype, jnp.float32)
     out = jnp.dot(rows, kernel, precision=precision, preferred_element_type=wide)
-    return out.astype(x.dtype).reshape(*x.shape[:-1], -1)
+    return out.astype(x.dtype).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def attention_inputs(*arrays: jax.Array) -> list[jax.Array]:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jepa_jax.models.layers import linear
 
-SHAPES = [(32,), (5, 32), (3, 5, 32), (2, 3, 5, 32)]
+SHAPES = [(32,), (5, 32), (0, 5, 32), (3, 5, 32), (2, 3, 5, 32)]
 
 
 def parts_of(dtype):
@@ -18,7 +18,7 @@ def parts_of(dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_are_those_of_the_plain_product(shape):
     graph, state = parts_of(jnp.float32)
-    x, weights = (jax.random.normal(jax.random.key(i), shape[:-1] + (d,)) for i, d in enumerate((32, 64)))
+    x, weights = (jax.random.normal(jax.random.key(i), (*shape[:-1], d)) for i, d in enumerate((32, 64)))
 
     def ours(state, x):
         return jnp.sum(weights * nnx.merge(graph, state)(x))
