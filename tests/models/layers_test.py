@@ -44,7 +44,6 @@ def test_bfloat16_stays_bfloat16_and_is_summed_in_float32(shape):
     np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(x, np.float64) @ kernel, rtol=2**-8)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form is that of a CPU")
 def test_the_gradient_of_the_kernel_is_computed_without_a_copy():
     graph, state = parts_of(jnp.float32)
     loss = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))
