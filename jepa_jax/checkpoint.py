@@ -75,13 +75,16 @@ class Checkpointer:
         self._pending: int | None = None
         self._read_only = read_only
         sign = -1.0 if config.best_metric == "loss" else 1.0
-        best = _policies.BestN(get_metric_fn=lambda metrics: sign * metrics[config.best_metric], n=1)
+        score = lambda metrics: sign * metrics[config.best_metric]
+        best = _policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         latest = _policies.LatestN(config.keep)
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=(*_ARRAYS, "data", "fingerprint"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
+                # Without it the metrics are not written, and a run that goes on would know of no best.
+                best_fn=score,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=True,

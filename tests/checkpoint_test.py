@@ -64,12 +64,19 @@ def test_restores_one_item_alone(saved):
     checkpointer.close()
 
 
-def test_keeps_the_latest_and_the_best(tmp_path):
-    checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig(keep=2, best_metric="recall_at_1"))
-    for step, recall in enumerate((0.1, 0.9, 0.3, 0.2, 0.4), start=1):
-        checkpointer.save(step, items(step), {}, {"recall_at_1": recall})
+@pytest.mark.parametrize("restarts", [(), (3,), (2, 4, 5)])
+@pytest.mark.parametrize("metric", ["recall_at_1", "loss"])
+def test_keeps_the_latest_and_the_best(metric, restarts, tmp_path):
+    """However often the run is stopped and goes on."""
+    open_it = lambda: Checkpointer(tmp_path / "c", CheckpointConfig(keep=2, best_metric=metric))
+    checkpointer = open_it()
+    for step, recall in enumerate((0.1, 0.9, 0.3, 0.2, 0.4, 0.3), start=1):
+        if step in restarts:
+            checkpointer.close()
+            checkpointer = open_it()
+        checkpointer.save(step, items(step), {}, {"recall_at_1": recall, "loss": 1.0 - recall})
     checkpointer.wait()
-    assert checkpointer.steps() == [2, 4, 5]
+    assert checkpointer.steps() == [2, 5, 6]
     checkpointer.close()
 
 
