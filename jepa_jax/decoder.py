@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import pathlib
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from jepa_jax import flags
@@ -143,13 +143,13 @@ class Decoder:
         return [self._tokenizer.text(row) for row in tokens]
 
 
-def is_decoder(directory: pathlib.Path) -> bool:
+def is_decoder(directory: epath.Path) -> bool:
     """Whether a folder holds a decoder, trained or in training."""
     return (directory / "config.json").is_file() and (directory / "checkpoints").is_dir()
 
 
 def load_decoder(
-    directory: pathlib.Path, embedding_size: int, *, run_step: int | None, batch_size: int
+    directory: epath.Path, embedding_size: int, *, run_step: int | None, batch_size: int
 ) -> Decoder:
     """The decoder that `python -m jepa_jax.train_decoder` wrote: its last whole checkpoint.
 

@@ -18,6 +18,7 @@ import sys
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from jepa_jax import flags, inference, parts
@@ -32,6 +33,7 @@ from jepa_jax.evaluation.pictures import plot_retrieval
 from jepa_jax.evaluation.report import format_table, write_json
 from jepa_jax.inference import Model
 from jepa_jax.models.vl_jepa import VLJEPA
+from jepa_jax.places import place
 from jepa_jax.streaming.texts import NearestText, Written
 
 CONTROLS = ("untrained", "shuffled")
@@ -118,7 +120,7 @@ def retrieval_picture(model: Model, rows: int = 6) -> tuple:
     return [captions[i] for i in shown], found, shown, frames[index]
 
 
-def evaluate(model: Model, workdir: pathlib.Path, tasks: list[str]) -> None:
+def evaluate(model: Model, workdir: epath.Path, tasks: list[str]) -> None:
     """Run tasks, write `eval/TASK.json` and `retrieval.png`, print the table; nothing of a task that the
     data have no labels for.
 
@@ -167,7 +169,7 @@ def read_benchmark(values: argparse.Namespace) -> benchmark.Benchmark:
 
 
 def evaluate_benchmark(
-    asked: benchmark.Benchmark, model, workdir: pathlib.Path, name: str, media: str | None
+    asked: benchmark.Benchmark, model, workdir: epath.Path, name: str, media: str | None
 ) -> None:
     """Run one benchmark, write `eval/NAME.json` and `eval/NAME.missing.json`, print the table.
 
@@ -198,7 +200,7 @@ def evaluate_benchmark(
         print(benchmark.missing_sentence(outcome, str(missing)))
 
 
-def evaluate_selective(model: Model, workdir: pathlib.Path, split: str | None, by_decoder: bool) -> None:
+def evaluate_selective(model: Model, workdir: epath.Path, split: str | None, by_decoder: bool) -> None:
     """Selective against uniform decoding: write `eval/selective.json` and `selective.png`, print the table.
 
     Raises:
@@ -246,7 +248,7 @@ def main(arguments: list[str]) -> int:
     if values.task != SELECTIVE and values.texts is not None:
         raise flags.UsageError("--texts is for --task=selective")
     model = inference.load(values.checkpoint)
-    path = pathlib.Path(values.checkpoint).absolute()
+    path = place(values.checkpoint)
     workdir = path if parts.is_part(path) else inference.find_run(path)[0]
     if asked is not None:
         name = values.task if values.wordings is None else f"{values.task}_wording"

@@ -11,8 +11,10 @@ import pathlib
 import sys
 from typing import TypeVar
 
+from etils import epath
 from pydantic import TypeAdapter, ValidationError
 
+from jepa_jax import places
 from jepa_jax.config import Config
 
 ConfigT = TypeVar("ConfigT")
@@ -148,9 +150,17 @@ def count(word: str) -> int:
     return number
 
 
+def place(word: str) -> epath.Path:
+    """A flag's value that is a work directory, here or in a bucket."""
+    try:
+        return places.place(word)
+    except places.PlaceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def local_path(word: str) -> pathlib.Path:
     """A flag's value that is a place to write to, on any file system of this machine."""
-    if "://" in word:
+    if not places.is_local(word):
         raise argparse.ArgumentTypeError(
             f"{word} is in an object store: name a place on a disk, shared or not, or a bucket mounted as one"
         )

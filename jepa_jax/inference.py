@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
-import pathlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from jepa_jax import flags, part_models, parts
@@ -17,6 +18,7 @@ from jepa_jax.decoder import Decoder, is_decoder, load_decoder
 from jepa_jax.evaluation.classification import class_embeddings
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.part_models import check_frames, in_batches, padded_length
+from jepa_jax.places import PlaceError, place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
 from jepa_jax.streaming.frames import from_arrays
@@ -71,9 +73,9 @@ class Model:
         config: Config,
         tokenizers: tuple[Tokenizer, Tokenizer] | None = None,
         *,
-        home: pathlib.Path | None = None,
+        home: epath.Path | None = None,
         step: int | None = None,
-        decoder: pathlib.Path | None = None,
+        decoder: epath.Path | None = None,
     ):
         self.config = config
         self.home = home
@@ -279,7 +281,7 @@ class Model:
             yield decode.start, text, score
 
 
-def find_run(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+def find_run(path: epath.Path) -> tuple[epath.Path, int | None]:
     """The work directory and, where `path` is WORKDIR/checkpoints/STEP, the step.
 
     Raises:
@@ -296,14 +298,14 @@ def find_run(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
     return workdir, step
 
 
-def run_config(workdir: pathlib.Path) -> Config:
+def run_config(workdir: epath.Path) -> Config:
     """The configuration of a run."""
     file = workdir / "config.json"
     return flags.config_from_json(file.read_text(), str(file))
 
 
 def restore_run(
-    workdir: pathlib.Path, step: int | None, config: Config, template: nnx.State
+    workdir: epath.Path, step: int | None, config: Config, template: nnx.State
 ) -> tuple[int, nnx.State]:
     """The step and the parameters of a run's last whole checkpoint, or of that of one step.
 
@@ -323,7 +325,7 @@ def restore_run(
         return found[0], found[1]["params"]
 
 
-def load(directory: str | pathlib.Path, decoder: str | pathlib.Path | None = None):
+def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None):
     """The model of a run, or converted weights.
 
     Args:
@@ -338,7 +340,9 @@ def load(directory: str | pathlib.Path, decoder: str | pathlib.Path | None = Non
     Raises:
       UsageError: there is no checkpoint, or none is whole.
     """
-    path = pathlib.Path(directory).absolute()
+    with flags.as_usage_errors(PlaceError):
+        path = place(directory)
+        folder = None if decoder is None else place(decoder)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     if parts.is_part(path):
         with flags.as_usage_errors(parts.NotAPartError, DamagedCheckpointError):
@@ -354,5 +358,4 @@ def load(directory: str | pathlib.Path, decoder: str | pathlib.Path | None = Non
         config = run_config(home)
         graphdef, template = abstract_state(config, mesh)
         step, params = restore_run(home, step, config, to_items(template)["params"])
-    folder = None if decoder is None else pathlib.Path(decoder).absolute()
     return Model(nnx.merge(graphdef, params), config, home=home, step=step, decoder=folder)

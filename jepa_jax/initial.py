@@ -1,7 +1,6 @@
 """Where a new run's parameters come from: converted parts, a converted model, or an earlier run."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 from jepa_jax import parts
 from jepa_jax.config import Config
 from jepa_jax.inference import find_run, restore_run, run_config
+from jepa_jax.places import place
 from jepa_jax.state import TrainState, abstract_state, to_items
 
 _PARTS = ("x_encoder", "predictor", "y_encoder")
@@ -68,7 +68,7 @@ class Initial:
             found = part.select(wanted).read({name: places[prefix + name] for name in wanted})
             new |= {prefix + name: x for name, x in found.items()}
         if self.config.init.model and not self.opened:
-            workdir, step = find_run(pathlib.Path(self.config.init.model).absolute())
+            workdir, step = find_run(place(self.config.init.model))
             template = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                 to_items(state)["params"],
@@ -123,6 +123,6 @@ def open_initial(config: Config, mesh: jax.sharding.Mesh) -> Initial:
             opened["model"] = part
             theirs = part.config.model
         else:
-            theirs = run_config(find_run(pathlib.Path(init.model).absolute())[0]).model
+            theirs = run_config(find_run(place(init.model))[0]).model
         check_same(f"init.model={init.model!r}", _flat(theirs, ""), _flat(model, ""))
     return Initial(config, opened)

@@ -1,12 +1,12 @@
 """What every training command does: step after step, saves, stops when told, goes on where it was."""
 
 import contextlib
-import pathlib
 import signal
 import threading
 from collections.abc import Callable
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from jepa_jax import distributed, flags
@@ -57,7 +57,7 @@ def run_steps(
     loader: Loader,
     start: int,
     config,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     mesh: Mesh,
     checkpointer: Checkpointer,
@@ -105,6 +105,7 @@ def run_steps(
                 found = score(state)
                 log.write(step, found)
                 scores |= found
+            log.flush()
             position = {**loader.get_state(), "sources": data_identity}
             checkpointer.save(step, to_items(state), position, scores)
             bad.save()
@@ -117,7 +118,7 @@ def run_steps(
     return state, None
 
 
-def check_workdir(config, workdir: pathlib.Path, free: set[str]) -> None:
+def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
     """Raise UsageError where the work directory holds a run of another config; the fields in `free`
     may differ."""
     file = workdir / "config.json"

@@ -5,10 +5,12 @@ import json
 import logging
 import math
 import pathlib
+import tempfile
 import time
 
 import jax
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -16,11 +18,12 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from jepa_jax.config import Config
+from jepa_jax.places import Lines, is_local, save_figure
 
 logger = logging.getLogger(__name__)
 
 
-def read_metrics(path: pathlib.Path) -> list[dict]:
+def read_metrics(path: epath.Path) -> list[dict]:
     """The whole lines of a metrics.jsonl; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
@@ -35,13 +38,6 @@ class NotFiniteError(RuntimeError):
     """The loss or the gradient stopped being a number."""
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Write a whole file or none: a kill or a full disk never leaves half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 class RunLog:
     """Follows a run step by step: progress bar, `metrics.jsonl`, TensorBoard.
 
@@ -50,7 +46,7 @@ class RunLog:
     once and training goes on. Of several hosts one writes; the others only look at the numbers.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: Config, start: int, *, write: bool = True):
+    def __init__(self, workdir: epath.Path, config: Config, start: int, *, write: bool = True):
         self._config = config
         self._writes = write
         self._waited = 0.0
@@ -59,10 +55,12 @@ class RunLog:
             return
         path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= start]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", buffering=1)
+        self._lines = Lines(path, [json.dumps(row) + "\n" for row in kept])
+        self._events_in = workdir / "tensorboard"
+        # TensorBoard's writer adds to its file: that of a bucket grows here and is copied.
+        self._spool = None if is_local(workdir) else tempfile.TemporaryDirectory()
         # TensorBoard's own event writer needs no TensorFlow.
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        self._events = EventFileWriter(self._spool.name if self._spool else str(self._events_in))
         self._bar = tqdm(total=config.steps, initial=start, unit="step", desc=config.name, mininterval=0.5)
         self._warned = False
 
@@ -111,23 +109,41 @@ class RunLog:
             return
         values = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
         try:
-            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._lines.add(json.dumps({"step": step, **scalars}) + "\n")
             self._events.add_event(Event(step=step, summary=Summary(value=values)))
         except OSError as error:
-            if not self._warned:
-                logger.error("metrics of step %d could not be written: %s", step, error)
-            self._warned = True
+            self._warn(error)
+
+    def flush(self) -> None:
+        """What was written so far reaches a work directory in a bucket too."""
+        if not self._writes:
+            return
+        try:
+            self._lines.flush()
+            if self._spool:
+                self._events.flush()
+                for file in pathlib.Path(self._spool.name).iterdir():
+                    (self._events_in / file.name).write_bytes(file.read_bytes())
+        except Exception as error:  # each store has errors of its own
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            logger.error("metrics could not be written: %s", error)
+        self._warned = True
 
     def close(self) -> None:
         """Flush and close the bar and both files."""
         if not self._writes:
             return
         self._bar.close()
-        self._file.close()
+        self.flush()
         self._events.close()
+        if self._spool:
+            self._spool.cleanup()
 
 
-def plot_loss(workdir: pathlib.Path) -> None:
+def plot_loss(workdir: epath.Path) -> None:
     """`loss.png`: loss, its two terms, and in-batch accuracy over steps, from metrics.jsonl."""
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
     if not rows:
@@ -143,4 +159,4 @@ def plot_loss(workdir: pathlib.Path) -> None:
     right.set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(workdir / "loss.png", dpi=120)
+    save_figure(figure, workdir / "loss.png", dpi=120)

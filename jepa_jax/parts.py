@@ -25,6 +25,7 @@ from jepa_jax.config import BertConfig, Config, LlamaConfig, XEncoderConfig, YEn
 from jepa_jax.models.llama import LanguageModel
 from jepa_jax.models.vl_jepa import VLJEPA, make_y_encoder
 from jepa_jax.models.x_encoder import XEncoder
+from jepa_jax.places import place
 
 _FILE, _ARRAYS = "part.json", "params"
 _FORMAT = 1
@@ -243,7 +244,7 @@ def filled(template, arrays: Mapping[str, jax.Array]):
 
 def is_part(directory: epath.PathLike) -> bool:
     """Whether a folder says it is a part."""
-    return (epath.Path(directory) / _FILE).is_file()
+    return (place(directory) / _FILE).is_file()
 
 
 def open_part(directory: epath.PathLike) -> Part:
@@ -251,8 +252,9 @@ def open_part(directory: epath.PathLike) -> Part:
 
     Raises:
       NotAPartError: the folder is no part, or one of a format this version does not know.
+      PlaceError: it cannot be reached.
     """
-    directory = epath.Path(directory)
+    directory = place(directory)
     if not is_part(directory):
         raise NotAPartError(
             f"{directory} holds no converted weights: make them with "

@@ -42,7 +42,7 @@ from jepa_jax.chips import Chip, chip_of
 from jepa_jax.config import Config
 from jepa_jax.flops import model_flops
 from jepa_jax.hlo import Cost, Program
-from jepa_jax.metrics import write_atomically
+from jepa_jax.places import write_whole
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state
 from jepa_jax.step import abstract_batch, jit_train_step
@@ -314,7 +314,7 @@ def main(arguments: list[str]) -> int:
     default = f"runs/{config.name}/preflight-{values.topology.replace(':', '-')}.json"
     out = values.out or pathlib.Path(default)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(result, indent=2) + "\n")
+    write_whole(out, json.dumps(result, indent=2) + "\n")
     print(f"written to {out}")
     return 0
 

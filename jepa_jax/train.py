@@ -12,11 +12,11 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import contextlib
 import logging
-import pathlib
 import sys
 from functools import partial
 
 import jax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -31,7 +31,8 @@ from jepa_jax.evaluation.clips import open_split
 from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
-from jepa_jax.metrics import NotFiniteError, plot_loss, write_atomically
+from jepa_jax.metrics import NotFiniteError, plot_loss
+from jepa_jax.places import place, write_whole
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, draw_state, from_items, to_items
 from jepa_jax.step import jit_train_step
@@ -39,7 +40,7 @@ from jepa_jax.step import jit_train_step
 logger = logging.getLogger(__name__)
 
 
-def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: pathlib.Path):
+def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: epath.Path):
     """The training batches, their sources, and both tokenizers.
 
     Raises:
@@ -65,7 +66,7 @@ def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: pathlib.Path
     return dataset, sources, tokenizers
 
 
-def train(config: Config, workdir: pathlib.Path) -> int:
+def train(config: Config, workdir: epath.Path) -> int:
     """Train to `config.steps`, going on from the work directory's last whole checkpoint, evaluate.
 
     Returns:
@@ -98,7 +99,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
                 open_split(config, split)
             workdir.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():
-                write_atomically(workdir / "config.json", flags.config_to_json(config))
+                write_whole(workdir / "config.json", flags.config_to_json(config))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     with jax.set_mesh(mesh), contextlib.closing(checkpointer):
         graphdef, template = abstract_state(config, mesh)
@@ -180,12 +181,14 @@ def main(arguments: list[str]) -> int:
     parser = flags.parser(__doc__)
     parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
     parser.add_argument(
-        "--workdir", type=flags.local_path, help="where everything is written (default: runs/NAME)"
+        "--workdir",
+        type=flags.place,
+        help="where everything is written, DIR or gs://BUCKET/DIR (default: runs/NAME)",
     )
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
-    workdir = (values.workdir or pathlib.Path("runs", config.name)).absolute()
+    workdir = values.workdir or place(f"runs/{config.name}")
     loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     distributed.initialize(values)
     try:

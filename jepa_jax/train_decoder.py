@@ -15,13 +15,13 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import contextlib
 import dataclasses
 import functools
-import pathlib
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -34,10 +34,11 @@ from jepa_jax.data.loader import Loader
 from jepa_jax.data.targets import target_batches
 from jepa_jax.data.tokenizer import load_decoder_tokenizer, load_tokenizers
 from jepa_jax.initial import check_same
-from jepa_jax.metrics import NotFiniteError, write_atomically
+from jepa_jax.metrics import NotFiniteError
 from jepa_jax.models.vl_jepa import unit
 from jepa_jax.models.y_decoder import YDecoder
 from jepa_jax.optim import learning_rate_schedule, optimizer_chain
+from jepa_jax.places import write_whole
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import TrainState, to_items
 
@@ -152,7 +153,7 @@ def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: Ba
     return dataset, sources
 
 
-def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) -> int:
+def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) -> int:
     """Train to `config.steps`, going on from the work directory's last whole checkpoint.
 
     Returns:
@@ -173,7 +174,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: pathlib.Path) 
             dataset, sources = open_data(config, model, mesh, bad)
             workdir.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():
-                write_atomically(workdir / "config.json", flags.config_to_json(config))
+                write_whole(workdir / "config.json", flags.config_to_json(config))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -227,7 +228,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", required=True, help="the run whose embeddings are decoded")
     parser.add_argument("--config", default="configs/demo_decoder.py", help="a Python config file")
     parser.add_argument(
-        "--workdir", type=flags.local_path, help="where everything is written (default: RUN/decoder)"
+        "--workdir", type=flags.place, help="where everything is written (default: RUN/decoder)"
     )
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
@@ -236,7 +237,7 @@ def main(arguments: list[str]) -> int:
     model = inference.load(values.checkpoint)
     if not isinstance(model, inference.Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: a decoder is for whole models")
-    workdir = (values.workdir or model.home / "decoder").absolute()
+    workdir = values.workdir or model.home / "decoder"
     if config.run_step not in (None, model.step):
         raise flags.UsageError(
             f"run_step={config.run_step}, but {values.checkpoint} is step {model.step}: give "

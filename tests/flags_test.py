@@ -136,8 +136,6 @@ def test_every_section_is_reachable():
 @pytest.mark.parametrize(
     ("command", "flag"),
     [
-        ("jepa_jax.train", "workdir"),
-        ("jepa_jax.train_decoder", "workdir"),
         ("jepa_jax.data.build.__main__", "out"),
         ("jepa_jax.embed", "out"),
         ("jepa_jax.search", "out"),

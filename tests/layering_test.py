@@ -83,8 +83,8 @@ def test_models_know_only_config_and_each_other():
     assert not wrong
 
 
-@pytest.mark.parametrize("module", ["jepa_jax.losses", "jepa_jax.sharding"])
-def test_losses_and_sharding_know_nothing_of_the_package(module):
+@pytest.mark.parametrize("module", ["jepa_jax.losses", "jepa_jax.sharding", "jepa_jax.places"])
+def test_what_all_may_use_knows_nothing_of_the_package(module):
     assert not [p for p in imports_under(module) if ours(p[1]) and not within(p[1], module)]
 
 
@@ -92,12 +92,12 @@ def test_losses_and_sharding_know_nothing_of_the_package(module):
 DATA_COMMANDS = ("jepa_jax.data.build.__main__", "jepa_jax.data.cache_features")
 
 
-def test_data_knows_only_config():
+def test_data_knows_only_config_and_places():
     wrong = [
         pair
         for pair in imports_under("jepa_jax.data")
         if ours(pair[1])
-        and not within(pair[1], "jepa_jax.config", "jepa_jax.data")
+        and not within(pair[1], "jepa_jax.config", "jepa_jax.data", "jepa_jax.places")
         and pair[0] not in DATA_COMMANDS
     ]
     assert not wrong

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jepa_jax.evaluate import format_table
-from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics, write_atomically
+from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics
+from jepa_jax.places import write_whole
 from tests import tiny
 
 
@@ -50,9 +51,9 @@ def test_what_is_not_finite_stops_at_its_step(tmp_path, name, value):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "config.json"
-    write_atomically(path, "old")
+    write_whole(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
+        write_whole(path, "new \ud800")
     assert path.read_text() == "old"
 
 

@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from jepa_jax import flags, inference, parts
 from jepa_jax.checkpoint import DamagedCheckpointError
 from jepa_jax.config import BertConfig
+from jepa_jax.places import PlaceError, place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
 from weights_conversion import bert, convert, gemma, llama, open_vljepa, vjepa2
@@ -73,7 +75,7 @@ def _of_part(part: parts.Part, name: str, config, prefix: str = "") -> Weights:
     return Weights(name, config, read, kept, part.provenance, folder, part.max_length)
 
 
-def open_weights(directory: pathlib.Path) -> tuple[list[Weights], dict[str, np.ndarray]]:
+def open_weights(directory: epath.Path) -> tuple[list[Weights], dict[str, np.ndarray]]:
     """The parts in a folder, and the projections of a whole model.
 
     Raises:
@@ -275,7 +277,9 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError("the configuration is the source's own: no --config flags here")
     convert.use_cpu()
     dtype = None if values.dtype is None else np.dtype(_TYPES[values.dtype])
-    found, heads = open_weights(pathlib.Path(values.source).absolute())
+    with flags.as_usage_errors(PlaceError):
+        source = place(values.source)
+    found, heads = open_weights(source)
     names = [weights.name for weights in found]
     if values.part is not None and values.part not in names:
         raise flags.UsageError(f"--part={values.part}: {values.source} has {', '.join(names)}")

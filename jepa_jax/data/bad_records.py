@@ -3,10 +3,12 @@
 import collections
 import json
 import logging
-import pathlib
 from collections.abc import Sequence
 
+from etils import epath
+
 from jepa_jax.data.records import BadRecordError
+from jepa_jax.places import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class BadRecords:
       file: a JSON file, written by `save` where there is something to say.
     """
 
-    def __init__(self, limit: float, file: pathlib.Path | None = None):
+    def __init__(self, limit: float, file: epath.Path | None = None):
         self._limit = limit
         self._file = file
         self._read = self._bad = 0
@@ -123,10 +125,8 @@ class BadRecords:
             cause: {"records": n, "names": self._names[cause]} for cause, n in self._records.most_common()
         }
         found = {"records_read": self._read, "times_left_out": self.total, "causes": causes}
-        temporary = self._file.with_name(self._file.name + ".tmp")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(found, indent=2) + "\n")
-            temporary.replace(self._file)
-        except OSError as error:
+            write_whole(self._file, json.dumps(found, indent=2) + "\n")
+        except Exception as error:  # each store has errors of its own
             logger.error("%s could not be written: %s", self._file, error)

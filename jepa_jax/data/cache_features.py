@@ -43,6 +43,7 @@ from jepa_jax.data.records import BadRecordError, Limits, Source
 from jepa_jax.data.sources import open_source
 from jepa_jax.initial import open_initial
 from jepa_jax.models.vl_jepa import VLJEPA
+from jepa_jax.places import write_whole
 from jepa_jax.sharding import local_rows, make_mesh, shard_global_batch
 from jepa_jax.state import abstract_state, draw_state
 from jepa_jax.step import encode_frames
@@ -112,10 +113,7 @@ def _write(out: epath.Path, manifest: Manifest) -> None:
 
 
 def _write_json(path: epath.Path, content) -> None:
-    """A whole file or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _bad_file(out: epath.Path, manifest: Manifest, shard: int) -> epath.Path:

@@ -2,19 +2,21 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
-import pathlib
 import zipfile
 from collections.abc import Iterable, Sequence
 
 import grain
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from jepa_jax.config import DatasetConfig
 from jepa_jax.data.examples import pair_odds, possible_targets, with_template
 from jepa_jax.data.records import BadRecordError, Limits, Source
+from jepa_jax.places import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +95,12 @@ def _measure(source: Source, dataset: DatasetConfig, tokenizers, buckets: Bucket
     return assigned, bad
 
 
-def _load(file: pathlib.Path, records: int, buckets: int):
+def _load(file: epath.Path, records: int, buckets: int):
     """What `_measure` found before; None where it is not there, or not whole."""
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
             assigned, bad = found["assigned"], found["bad"]
         if assigned.shape != (records,) or assigned.dtype != np.int16:
             raise ValueError(f"{assigned.dtype} {assigned.shape}")
@@ -116,7 +118,7 @@ def bucket_of_records(
     tokenizers,
     buckets: Buckets,
     limits: Limits,
-    cache: pathlib.Path | None = None,
+    cache: epath.Path | None = None,
 ) -> tuple[np.ndarray, list[BadRecordError]]:
     """The first length bucket that holds every text a record may give, else the last.
 
@@ -135,11 +137,11 @@ def bucket_of_records(
     assigned, bad = _measure(source, dataset, tokenizers, buckets)
     if file is not None:
         rows = np.array([(e.cause, e.name, e.detail) for e in bad], dtype=np.str_).reshape(-1, 3)
-        temporary = file.with_suffix(".tmp.npz")
+        content = io.BytesIO()
+        np.savez_compressed(content, assigned=assigned, bad=rows)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(temporary, assigned=assigned, bad=rows)
-            temporary.replace(file)
-        except OSError as error:
+            write_whole(file, content.getvalue())
+        except Exception as error:  # each store has errors of its own
             logger.warning("%s could not be written, the lengths will be measured again: %s", file, error)
     return assigned, bad

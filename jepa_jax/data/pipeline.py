@@ -5,11 +5,11 @@ a run can stop anywhere, on any number of hosts, and go on with nothing repeated
 """
 
 import hashlib
-import pathlib
 from collections.abc import Sequence
 
 import grain
 import numpy as np
+from etils import epath
 
 from jepa_jax.config import Config, DataConfig, DatasetConfig
 from jepa_jax.data.bad_records import BadRecords
@@ -97,7 +97,7 @@ def batches(
     tokenizers,
     *,
     bad: BadRecords | None = None,
-    cache: pathlib.Path | None = None,
+    cache: epath.Path | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.MapDataset:

@@ -1,23 +1,41 @@
 """Tokenizers, loaded through `transformers`: the demo's own, Llama's, Gemma's."""
 
+import contextlib
 import functools
 import hashlib
 import pathlib
+import tempfile
 import threading
 
 import numpy as np
 
 from jepa_jax.config import Config, DecoderConfig
+from jepa_jax.places import is_local, place
 
 # Names that stand for files shipped with the package.
 SHIPPED = {"emoji_motion": pathlib.Path(__file__).parent / "emoji_motion" / "tokenizer"}
+# Of the files of a tokenizer; beside them there may be gigabytes of weights.
+_FILES = (".json", ".txt", ".model", ".jinja")
+
+
+@contextlib.contextmanager
+def _on_disk(name: str):
+    """A hub's name or a folder of this machine; what is in a bucket is copied to one."""
+    if is_local(name):
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for file in place(name).iterdir():
+            if file.suffix in _FILES:
+                pathlib.Path(copy, file.name).write_bytes(file.read_bytes())
+        yield copy
 
 
 class Tokenizer:
     """Texts to right-padded ids.
 
     Args:
-      name: a shipped name, a local folder, or a name on the Hugging Face hub.
+      name: a shipped name, a folder here or in a bucket, or a name on the Hugging Face hub.
       prefix: put before every text.
       vocab_size: rows of the model's token table; without it, the tokenizer's number of ids.
 
@@ -29,10 +47,11 @@ class Tokenizer:
         from transformers import AutoTokenizer  # slow to import, and only needed here
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED.get(name, name)))
+            with _on_disk(str(SHIPPED.get(name, name))) as source:
+                self._tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"tokenizer {name!r} cannot be loaded: give {', '.join(SHIPPED)}, a local folder, or "
+                f"tokenizer {name!r} cannot be loaded: give {', '.join(SHIPPED)}, a folder, or "
                 f"a hub name you have access to ({str(error).splitlines()[0]})"
             ) from error
         # Llama's tokenizer has no padding token. Padding is masked everywhere, so any id serves.

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from jepa_jax.flags import UsageError
-from jepa_jax.metrics import write_atomically
+from jepa_jax.places import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def save(index, path: pathlib.Path, about: dict) -> None:
     faiss.write_index(index, str(temporary))
     path.with_suffix(".json").unlink(missing_ok=True)  # never the old one's words beside the new one
     temporary.replace(path)
-    write_atomically(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+    write_whole(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
 
 
 def load(path: pathlib.Path, about: dict):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from jepa_jax.embeddings.collection import LeftOut
 from jepa_jax.flags import UsageError
-from jepa_jax.metrics import write_atomically
+from jepa_jax.places import write_whole
 
 logger = logging.getLogger(__name__)
 _MANIFEST = "embeddings.json"
@@ -80,7 +80,7 @@ def open_folder(folder: pathlib.Path, manifest: Manifest) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _MANIFEST).exists():
-        write_atomically(folder / _MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+        write_whole(folder / _MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
         return
     found, asked = dataclasses.asdict(read_manifest(folder)), dataclasses.asdict(manifest)
     for name, value in found.items():

@@ -1,15 +1,16 @@
 """Pictures of what a model found."""
 
-import pathlib
-
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
+
+from jepa_jax.places import save_figure
 
 RIGHT = "#2ca02c"
 
 
 def plot_retrieval(
-    path: pathlib.Path,
+    path: epath.Path,
     texts: list[str],
     found: np.ndarray,
     right: np.ndarray,
@@ -48,4 +49,4 @@ def plot_retrieval(
         verdict = f"found at rank {place[0] + 1}" if len(place) else "not among the five"
         axes[row, 0].set_title(f"“{texts[row]}”", loc="left", fontsize=11, pad=5)
         axes[row, -1].set_title(verdict, loc="right", fontsize=9, color="0.4", pad=5)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    save_figure(figure, path, dpi=110, bbox_inches="tight")

@@ -1,9 +1,10 @@
 """What evaluation leaves behind: a table to read, `eval/TASK.json` to compare."""
 
 import json
-import pathlib
 
-from jepa_jax.metrics import write_atomically
+from etils import epath
+
+from jepa_jax.places import write_whole
 
 # Key of a metric -> head of its column; a column that no metric has is not shown.
 COLUMNS = {
@@ -48,9 +49,9 @@ def format_table(results: dict[str, dict[str, dict]]) -> str:
     return "\n".join([line(rows[0]), "-" * len(line(rows[0])), *map(line, rows[1:])])
 
 
-def write_json(workdir: pathlib.Path, name: str, content: dict) -> pathlib.Path:
+def write_json(workdir: epath.Path, name: str, content: dict) -> epath.Path:
     """Write `eval/NAME.json` of a work directory; returns its path."""
     file = workdir / "eval" / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
-    write_atomically(file, json.dumps(content, indent=2) + "\n")
+    write_whole(file, json.dumps(content, indent=2) + "\n")
     return file

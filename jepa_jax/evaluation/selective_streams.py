@@ -3,10 +3,10 @@
 Settings are chosen on one split and reported on another.
 """
 
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 
 from jepa_jax import flags
@@ -14,6 +14,7 @@ from jepa_jax.evaluation import joined
 from jepa_jax.evaluation.clips import load_clips
 from jepa_jax.evaluation.selective import Point, TimedText, Watched, measure, saving, uniform_times
 from jepa_jax.inference import Model
+from jepa_jax.places import save_figure
 from jepa_jax.streaming import offline
 from jepa_jax.streaming.frames import from_arrays
 from jepa_jax.streaming.online import Decode, OnlineConfig, OnlineDecoder
@@ -139,7 +140,7 @@ def evaluate(
     return {f"{splits[-1]}/{name}": metric for name, metric in metrics.items()}, curves, places
 
 
-def plot(path: pathlib.Path, curves: dict[str, list[Point]], places: dict[str, int | None]) -> None:
+def plot(path: epath.Path, curves: dict[str, list[Point]], places: dict[str, int | None]) -> None:
     """CIDEr over decodes per second for each method; the settings that validation chose are ringed."""
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -170,4 +171,4 @@ def plot(path: pathlib.Path, curves: dict[str, list[Point]], places: dict[str, i
     axes.set_ylim(0, None)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)

@@ -9,16 +9,12 @@ from collections.abc import Iterable, Sequence
 from etils import epath
 
 from jepa_jax.data.records import BadRecordError, Limits
+from jepa_jax.places import is_local
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg")
 # Splits that may not be taken for "train" when no file says "train".
 OTHER_SPLITS = ("validation", "valid", "val", "test", "dev", "eval")
-
-
-def is_local(path: epath.Path) -> bool:
-    """Whether it is on a file system, with links, and not in an object store."""
-    return "://" not in os.fspath(path)
 
 
 def extension(name: str) -> str:

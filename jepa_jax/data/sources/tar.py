@@ -23,9 +23,10 @@ from jepa_jax.data.sources.fields import (
     span_of,
     value_at,
 )
-from jepa_jax.data.sources.files import IMAGES, VIDEOS, check_size, digest, is_local, read_piece
+from jepa_jax.data.sources.files import IMAGES, VIDEOS, check_size, digest, read_piece
 from jepa_jax.data.sources.selection import Kept
 from jepa_jax.data.sources.tar_index import Members, StoredIndex, TarIndex, tar_index
+from jepa_jax.places import is_local
 
 # Of a sample's media the first of these: a video goes before its thumbnail.
 MEDIA = VIDEOS + IMAGES

@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from jepa_jax.data.records import CAUSES, BadRecordError
-from jepa_jax.data.sources.files import is_inside, is_local
+from jepa_jax.data.sources.files import is_inside
+from jepa_jax.places import is_local
 
 # Of the cached file; another number makes it anew.
 VERSION = 2

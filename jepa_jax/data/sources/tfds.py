@@ -24,6 +24,7 @@ from jepa_jax.data.sources.fields import make_pairs, span_of
 from jepa_jax.data.sources.files import check_size
 from jepa_jax.data.sources.frames import check_frames, decode_frames
 from jepa_jax.data.sources.tfds_features import find_features, leaves_of, view
+from jepa_jax.places import is_local
 
 INFO = "dataset_info.json"
 
@@ -32,12 +33,17 @@ def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
     """The builder of a dataset that TFDS knows, built first where it is not there yet.
 
     Raises:
-      ValueError: TFDS knows no such dataset, or builds it only with TensorFlow.
+      ValueError: TFDS knows no such dataset, builds it only with TensorFlow, or would have to in a bucket.
     """
     try:
         builder = tfds.builder(dataset.dataset, data_dir=dataset.data_dir, file_format="array_record")
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()  # it would write a line a second into a log file
+        if not is_local(builder.data_dir) and not builder.is_prepared():
+            raise ValueError(
+                f"data.dataset={dataset.dataset!r} is not in {dataset.data_dir}, and ArrayRecord files can "
+                "be built on a disk alone: start once with a data.data_dir there, and copy what is in it"
+            )
         builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(

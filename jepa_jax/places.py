@@ -1,0 +1,88 @@
+"""Places to read and to write: folders of this machine, or of a bucket (gs://)."""
+
+import io
+import os
+
+import fsspec
+from etils import epath
+
+# What checkpoints can be written to; data is read from more (`data.sources`).
+WRITABLE = ("gs",)
+
+
+class PlaceError(ValueError):
+    """A place that cannot be used."""
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether it is on a file system, with links, and not in an object store."""
+    return "://" not in os.fspath(path)
+
+
+def place(path: epath.PathLike) -> epath.Path:
+    """A work directory or a folder of weights; absolute where it is on this machine.
+
+    Raises:
+      PlaceError: it is in another kind of store than `WRITABLE`, or that store cannot be reached.
+    """
+    text = os.fspath(path)
+    if is_local(text):
+        return epath.Path(os.path.abspath(text))
+    kind = text.partition("://")[0]
+    if kind not in WRITABLE:
+        raise PlaceError(
+            f"{text} is in an object store that nothing can be written to: name a place on a disk, shared or "
+            f"not, or in a bucket of {WRITABLE[0]}://"
+        )
+    # Other hosts write to it as well: what was listed before says nothing.
+    fsspec.config.conf.setdefault(kind, {})["use_listings_cache"] = False
+    found = epath.Path(text)
+    try:
+        found.exists()
+    except ImportError as error:
+        raise PlaceError(f"{text}: {kind}:// needs pip install 'jepa_jax[gcs]' ({error})") from error
+    except Exception as error:  # each library below has errors of its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PlaceError(f"{text} cannot be reached: {reason}") from error
+    return found
+
+
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+    """Write a whole file or none: a kill or a full disk never leaves half of one."""
+    content = content.encode() if isinstance(content, str) else content
+    if not is_local(path):
+        path.write_bytes(content)  # an object is there when all of it is
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def save_figure(figure, path: epath.Path, **options) -> None:
+    """Write a matplotlib figure as PNG; `options` are those of its `savefig`."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", **options)
+    path.write_bytes(content.getvalue())
+
+
+class Lines:
+    """A text that grows by lines. On a disk each is written at once. Nothing can be added to an object of
+    a bucket, so there `flush` writes the whole text again."""
+
+    def __init__(self, path: epath.Path, lines: list[str]):
+        self._path = path
+        self._kept = [] if is_local(path) else lines
+        write_whole(path, "".join(lines))
+
+    def add(self, line: str) -> None:
+        """Raises OSError where the disk is full."""
+        if not is_local(self._path):
+            self._kept.append(line)
+            return
+        with open(self._path, "a") as file:
+            file.write(line)
+
+    def flush(self) -> None:
+        """Raises what the store raises."""
+        if not is_local(self._path):
+            write_whole(self._path, "".join(self._kept))

@@ -1,0 +1,174 @@
+"""Work directories and weights in a bucket, with the libraries that speak to Google's and a server here."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from jepa_jax import parts
+from jepa_jax.config import DatasetConfig
+from jepa_jax.data.sources.tfds import builder_by_name
+from jepa_jax.data.tokenizer import SHIPPED, Tokenizer
+from jepa_jax.places import PlaceError, place
+from tests import distributed_test as hosts
+from tests import tiny
+from tests.parts_test import weights, write
+
+DEVICES = 4
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An empty bucket, for this process and those that it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.bucket", str(port)]
+    # Its pipe breaks whenever a client has heard enough, and it says so each time.
+    server = subprocess.Popen(
+        command, cwd=hosts.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert server.stdout.readline() == "up\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://localhost:{port}")
+        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://localhost:{port}")
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
+        # Whether it is hierarchical is asked of another service.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        yield place("gs://bucket")
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def copied(folder, to: epath.Path) -> epath.Path:
+    for file in pathlib.Path(folder).rglob("*"):
+        if file.is_file():
+            (to / file.relative_to(folder)).write_bytes(file.read_bytes())
+    return to
+
+
+EVALUATED = ("--config.eval.splits=('validation',)", "--config.eval.clips=12")
+
+
+@pytest.fixture(scope="module")
+def runs(bucket, data_dir, tmp_path_factory):
+    """One on a disk, the same in the bucket (two hosts, killed after a checkpoint, then one host), and the
+    step that this went on from."""
+    place = tmp_path_factory.mktemp("runs")
+    alone, workdir = place / "alone", bucket / "runs/one"
+    hosts.succeed(alone, data_dir, 1, DEVICES, *EVALUATED)
+    copied(data_dir / "emoji_motion", bucket / "data/emoji_motion")
+    processes = hosts.start(place / "host", data_dir, 2, DEVICES // 2, *EVALUATED, *there(workdir))
+    hosts.wait_for(processes, (workdir / "checkpoints/3/commit_success.txt").exists)
+    for process in processes:
+        process.kill()
+    hosts.finish(processes, place / "host")
+    assert not (workdir / "eval").exists()
+    output = go_on(workdir, data_dir, place / "host")
+    return alone, workdir, int(re.search(r"resuming from step (\d) of", output)[1])
+
+
+def go_on(workdir: epath.Path, data_dir, logs) -> str:
+    return hosts.succeed(logs, data_dir, 1, DEVICES, *EVALUATED, *there(workdir))[0]
+
+
+def there(workdir: epath.Path) -> list[str]:
+    """Flags of a run that has nothing on the disk."""
+    return [f"--workdir={workdir}", f"--config.data.data_dir={workdir.parent.parent}/data"]
+
+
+def test_a_run_in_a_bucket_is_that_on_a_disk(runs, tmp_path):
+    alone, workdir, resumed = runs
+    np.testing.assert_allclose(hosts.losses(workdir), hosts.losses(alone), rtol=1e-5)
+    for folder in ("", "checkpoints", "eval"):
+        names = [{path.name for path in (run / folder).iterdir()} for run in (alone, workdir)]
+        assert names[0] == names[1], folder
+    # Every start has its own file of events.
+    events = max((workdir / "tensorboard").iterdir(), key=lambda file: file.name)
+    (tmp_path / "events").write_bytes(events.read_bytes())
+    found = [e.step for e in EventFileLoader(str(tmp_path / "events")).Load() if e.HasField("summary")]
+    assert sorted(set(found)) == list(range(resumed + 1, hosts.STEPS + 1))
+
+
+def test_it_is_evaluated_where_it_is(runs):
+    workdir = runs[1]
+    before = json.loads((workdir / "eval/retrieval.json").read_text())
+    (workdir / "eval/retrieval.json").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "jepa_jax.evaluate", f"--checkpoint={workdir}", "--task=retrieval"],
+        cwd=hosts.ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "validation/text_to_video_recall_at_1" in done.stdout
+    assert json.loads((workdir / "eval/retrieval.json").read_text()).keys() == before.keys()
+
+
+def test_a_damaged_checkpoint_is_set_aside(runs, data_dir, tmp_path):
+    workdir = runs[1]
+    before = hosts.losses(workdir)
+    damaged = next((workdir / "checkpoints/9/params/d").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    output = go_on(workdir, data_dir, tmp_path / "host")
+    assert f"checkpoint {workdir}/checkpoints/9 is damaged" in output
+    assert "resuming from step 6" in output
+    assert (workdir / "damaged-9/params").is_dir()
+    np.testing.assert_allclose(hosts.losses(workdir), before, rtol=1e-5)
+
+
+def test_converted_weights_and_their_tokenizer(bucket, tmp_path):
+    section = tiny.llama()
+    arrays = weights(section, "predictor")
+    here = write(tmp_path / "predictor", arrays, "predictor", section)
+    shutil.copytree(SHIPPED["emoji_motion"], here / "tokenizer")
+    there = copied(here, bucket / "weights/predictor")
+    read = parts.open_part(there).read()
+    assert read.keys() == arrays.keys()
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(read[name], x)
+    tokenizer = Tokenizer(str(there / "tokenizer"))
+    assert tokenizer("a red bird", 8)[0].tolist() == Tokenizer("emoji_motion")("a red bird", 8)[0].tolist()
+
+
+def test_a_dataset_is_not_built_there(bucket):
+    dataset = DatasetConfig(dataset="emoji_motion/tiny", data_dir=str(bucket / "empty"))
+    with pytest.raises(ValueError, match=r"is not in gs://bucket/empty, .* built on a disk alone"):
+        builder_by_name(dataset)
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(bucket, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "jepa_jax.train", "--workdir=gs://another/run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("kind", ["s3", "hdfs", "https"])
+def test_a_store_that_nothing_is_written_to_is_one_sentence(kind):
+    with pytest.raises(PlaceError, match=f"{kind}://bucket/run is in an object store that nothing"):
+        place(f"{kind}://bucket/run")
