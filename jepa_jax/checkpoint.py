@@ -85,8 +85,9 @@ class Checkpointer:
                 preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
                 # Without it the metrics are not written, and a run that goes on would know of no best.
                 best_fn=score,
+                # Orbax's own `read_only` says so in three warnings each time.
+                create=not read_only,
                 cleanup_tmp_directories=not read_only,
-                read_only=read_only,
                 enable_async_checkpointing=True,
             ),
         )
@@ -104,6 +105,7 @@ class Checkpointer:
           data: the data iterator's state, as JSON.
           metrics: must hold the configuration's `best_metric`.
         """
+        assert not self._read_only
         self.wait()
         if step in self._manager.all_steps():
             return

@@ -35,10 +35,13 @@ def on_a_cluster(environ: Mapping[str, str]) -> bool:
     return several_tpu_hosts or several_slices or slurm or number("OMPI_COMM_WORLD_SIZE") > 1
 
 
-def _on_a_tpu_machine() -> bool:
-    """A Cloud TPU machine, whose metadata server knows the others."""
-    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and (
-        "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+def _may_have_others() -> bool:
+    """A Cloud TPU machine whose metadata server knows the others. In Colab and in containers nobody is
+    to be asked: there the environment names them, or there are none."""
+    return (
+        bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+        and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+        and "TPU_SKIP_MDS_QUERY" not in os.environ
     )
 
 
@@ -49,15 +52,16 @@ def initialize(values: argparse.Namespace) -> None:
       values: parsed flags of `add_arguments`.
 
     Raises:
-      UsageError: only some of the flags, or impossible ones.
+      UsageError: only some of the flags, or impossible ones; or JAX was used before, as in a notebook, and
+        there are others.
     """
+    if jax.distributed.is_initialized():  # by an earlier command in this process
+        return
     given = {name: getattr(values, name) for name in ("coordinator", "processes", "process")}
     named = [name for name, value in given.items() if value is not None]
     if 0 < len(named) < len(given):
         missing = ", ".join(f"--{name}" for name in given if name not in named)
         raise flags.UsageError(f"--{named[0]} goes with the other two flags of several hosts: add {missing}")
-    # The library of collectives between processes on CPUs, which JAX does not turn on by itself.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if named:
         count, index = int(values.processes), int(values.process)
         if not 0 <= index < count:
@@ -65,13 +69,24 @@ def initialize(values: argparse.Namespace) -> None:
         if ":" not in values.coordinator:
             raise flags.UsageError(f"--coordinator={values.coordinator!r} is no HOST:PORT")
         where = {"coordinator_address": values.coordinator, "num_processes": count, "process_id": index}
-    elif on_a_cluster(os.environ) or _on_a_tpu_machine():
+    elif on_a_cluster(os.environ) or _may_have_others():
         where = {}
     else:
-        # A client without others would want them.
-        jax.config.update("jax_cpu_collectives_implementation", None)
         return
-    jax.distributed.initialize(**where, heartbeat_timeout_seconds=values.heartbeat)
+    # The library of collectives between processes on CPUs, which JAX does not turn on by itself; a client
+    # without others would want them.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**where, heartbeat_timeout_seconds=values.heartbeat)
+    except RuntimeError as error:
+        if "before any JAX" not in str(error):
+            raise
+        jax.config.update("jax_cpu_collectives_implementation", None)
+        # The devices are in use already: a TPU knows whether it is part of a pod.
+        if where or jax.process_count() > 1:
+            raise flags.UsageError(
+                "JAX was used before the hosts of this run could find one another: start a new process"
+            ) from error
 
 
 def is_main() -> bool:

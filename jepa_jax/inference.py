@@ -16,6 +16,7 @@ from jepa_jax.config import Config
 from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
 from jepa_jax.decoder import Decoder, is_decoder, load_decoder
 from jepa_jax.evaluation.classification import class_embeddings
+from jepa_jax.evaluation.frames import loader
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.part_models import check_frames, in_batches, padded_length
 from jepa_jax.places import PlaceError, place
@@ -128,6 +129,18 @@ class Model:
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
         places = self._state, self._graphdef, self._batch_size
         return in_batches(function, *places, *arrays, devices=self._devices)
+
+    def read(
+        self, file: str | os.PathLike, start: float | None = None, end: float | None = None
+    ) -> np.ndarray:
+        """A video, or the seconds from `start` to `end` of it, or an image, as training takes them:
+        [1, T, H, W, C] uint8.
+
+        Raises:
+          ValueError: it is neither, or damaged; says how.
+          OSError: it cannot be opened.
+        """
+        return loader(self.config)(epath.Path(file), start, end)[None]
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
         """Visual tokens S_V, to ask about as often as one likes: [B, T, H, W, C] uint8 -> [B, N, D]."""

@@ -56,6 +56,23 @@ def test_restores_what_was_saved(saved):
     checkpointer.close()
 
 
+def test_a_run_that_is_only_read_is_left_as_it_is(saved):
+    """What a save under way has written so far above all: another process trains there."""
+    directory, config = saved
+    unfinished = directory / "4.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    checkpointer = Checkpointer(directory, config, read_only=True)
+    checkpointer.restore_latest(template(items(0)))
+    checkpointer.close()
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+    unfinished.rmdir()
+    nothing = Checkpointer(directory / "gone", config, read_only=True)
+    assert nothing.restore_latest(template(items(0))) is None
+    nothing.close()
+    assert not (directory / "gone").exists()
+
+
 def test_restores_one_item_alone(saved):
     checkpointer = Checkpointer(*saved, read_only=True)
     found, _ = checkpointer.restore({"params": template(items(0))["params"]}, 2)

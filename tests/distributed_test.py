@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -182,10 +183,8 @@ def test_sigterm_to_one_host_saves_on_all_and_one_host_goes_on(alone, data_dir, 
     ],
 )
 def test_flags_that_do_not_go_together_are_one_sentence(arguments, sentence):
-    parser = argparse.ArgumentParser()
-    distributed.add_arguments(parser)
     with pytest.raises(flags.UsageError) as error:
-        distributed.initialize(parser.parse_args(arguments))
+        distributed.initialize(given(*arguments))
     assert sentence in str(error.value)
 
 
@@ -206,3 +205,30 @@ def test_flags_that_do_not_go_together_are_one_sentence(arguments, sentence):
 )
 def test_only_a_manager_of_several_processes_is_waited_for(environ, several):
     assert distributed.on_a_cluster(environ) is several
+
+
+def given(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    distributed.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_a_notebook_whose_tpu_is_in_use_is_alone(monkeypatch):
+    jax.devices()
+    monkeypatch.setattr(distributed, "_may_have_others", lambda: True)
+    distributed.initialize(given())
+    assert not jax.distributed.is_initialized()
+    with pytest.raises(flags.UsageError, match="JAX was used before"):
+        distributed.initialize(given("--coordinator=127.0.0.1:1", "--processes=2", "--process=0"))
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_where_there_is_no_metadata_server_nobody_is_asked(skips, monkeypatch):
+    """Colab and containers say so."""
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+    if skips:
+        monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    else:
+        monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    assert distributed._may_have_others() is not skips

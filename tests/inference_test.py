@@ -4,10 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx
+from PIL import Image
 
 from jepa_jax import inference
 from jepa_jax.config import DataConfig, EvalConfig
+from jepa_jax.data.decode import read_frames
+from jepa_jax.data.records import Limits, Media
 from jepa_jax.evaluate import untrained_twin
 from jepa_jax.flags import UsageError
 from jepa_jax.models.vl_jepa import VLJEPA
@@ -37,6 +41,25 @@ def model(parts):
 @pytest.fixture(scope="module")
 def frames():
     return tiny.pixels(CLIPS, 4, 32, 32, 3)
+
+
+def test_a_file_is_read_as_training_reads_it(model, tmp_path):
+    """A clip of its own, one span of it, and a picture."""
+    clip = [Image.fromarray(x) for x in tiny.pixels(8, 40, 48, 3)]
+    options = {"save_all": True, "append_images": clip[1:], "duration": 500, "lossless": True}
+    clip[0].save(tmp_path / "clip.webp", **options)
+    clip[0].save(tmp_path / "still.png")
+    config = model.config
+    size = {"resize": config.data.resize, "crop": config.model.x_encoder.image_size}
+    for span in ((None, None), (1.0, 3.0)):
+        media = Media(content=epath.Path(tmp_path / "clip.webp"), kind="auto", start=span[0], end=span[1])
+        trained_on = read_frames(media, config.data.frames, **size, name="", limits=Limits.of(config.data))
+        np.testing.assert_array_equal(model.read(tmp_path / "clip.webp", *span), trained_on[None])
+    video = model.read(str(tmp_path / "still.png"))
+    assert video.shape == (1, 1, 32, 32, 3)
+    assert model.answer(video, "is there a dog?", ["yes", "no"])[0] in ("yes", "no")
+    with pytest.raises(OSError, match="gone"):
+        model.read("gone.mp4")
 
 
 def test_the_batch_size_changes_nothing(parts, model, frames):
