@@ -48,6 +48,8 @@ EXTRAS["test"] = [
     "ruff>=0.14",
     "psutil>=6",
     "scipy>=1.14",
+    # Builds the package that is installed to see whether it is whole.
+    "setuptools>=77",
     # A bucket on this machine.
     "gcp-storage-emulator>=2026.7.19",
     # Its clips are the real footage of the decoding tests.

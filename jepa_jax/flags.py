@@ -49,10 +49,12 @@ def load_config(path: str, kind: type[ConfigT] = Config) -> ConfigT:
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        shipped = pathlib.Path(__file__).parent.parent / path
-        if not shipped.is_file():
+        # The configs stand beside the package in a checkout, and inside it where it was installed.
+        package = pathlib.Path(__file__).parent
+        shipped = [folder / path for folder in (package.parent, package) if (folder / path).is_file()]
+        if not shipped:
             raise UsageError(f"no config file {path!r}")
-        file = shipped
+        file = shipped[0]
     spec = importlib.util.spec_from_file_location("jepa_jax_run_config", file)
     if spec is None:
         raise UsageError(f"config file {path!r} is not a Python file (.py)")
