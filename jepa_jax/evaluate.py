@@ -65,15 +65,16 @@ class Validation:
 
 
 def untrained_twin(model: Model) -> Model:
-    """The same architecture and tokenizers with new weights."""
+    """The same architecture and tokenizers with new weights, as those of the model are spread."""
     config = model.config
+    graphdef, state = nnx.split(model.module)
 
-    @jax.jit
     def create():
         rngs = nnx.Rngs(config.seed + 1)
-        return nnx.split(VLJEPA(config.model, config.loss, rngs=rngs))
+        return nnx.state(VLJEPA(config.model, config.loss, rngs=rngs))
 
-    return model.with_weights(nnx.merge(*create()))
+    create = jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, state))
+    return model.with_weights(nnx.merge(graphdef, create()))
 
 
 def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:
