@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jepa_jax.losses.products import product
+
 
 def cosine(predicted: jax.Array, target: jax.Array) -> jax.Array:
     """Mean of 1 - cosine of unit vectors: [B, E], [B, E] -> scalar.
@@ -58,7 +60,7 @@ def sigmoid(
         @jax.checkpoint
         def of_rows(inputs):
             x, x_id, real = inputs
-            logits = scale * jnp.einsum("BE,CE->BC", x, targets, preferred_element_type=jnp.float32) + bias
+            logits = scale * product("BE,CE->BC", x, targets) + bias
             sign = jnp.where(x_id[:, None] == ids[None, :], 1.0, -1.0)
             return jnp.sum(jnp.where(real[:, None], jax.nn.softplus(-sign * logits), 0.0))
 
@@ -92,7 +94,7 @@ def vicreg(
 
     def regularisers(x):
         centred = x - jnp.mean(x, axis=0)
-        covariance = centred.T @ centred / (x.shape[0] - 1)
+        covariance = product("BE,BD->ED", centred, centred) / (x.shape[0] - 1)
         variance = jnp.diagonal(covariance)
         short = jnp.mean(jax.nn.relu(1.0 - jnp.sqrt(variance + 1e-4)))
         off_diagonal = jnp.sum(jnp.square(covariance)) - jnp.sum(jnp.square(variance))
@@ -119,7 +121,7 @@ def sigreg(x: jax.Array, key: jax.Array, *, directions: int, knots: int) -> jax.
     """
     x = x.astype(jnp.float32)
     sides = jax.random.normal(key, (directions, x.shape[1]), jnp.float32)
-    projected = x @ (sides / jnp.linalg.norm(sides, axis=1, keepdims=True)).T
+    projected = product("BE,ME->BM", x, sides / jnp.linalg.norm(sides, axis=1, keepdims=True))
     t = jnp.linspace(0.0, 3.0, knots)
     window = jnp.exp(-jnp.square(t) / 2)
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from jepa_jax.losses.products import product
+
 # Logits are made for so many predictions and targets at a time.
 CHUNK = 1024
 
@@ -112,14 +114,8 @@ def _whole(x: jax.Array, rows: int) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:rows]
 
 
-def _product(subscripts: str, x, y):
-    """In float32 throughout: a TPU's default would round the factors to bfloat16, and this is little
-    work beside the model's."""
-    return jnp.einsum(subscripts, x, y, precision="highest", preferred_element_type=jnp.float32)
-
-
 def _products(x, y):
-    return _product("BE,CE->BC", x, y)
+    return product("BE,CE->BC", x, y)
 
 
 def _forward(predicted, target, target_id, scale, *, axes, chunk):
@@ -200,8 +196,8 @@ def _backward(predicted, target, target_id, lse, columns, positives, scale, *, a
                 towards = jnp.where(x_real[:, None] & y_real[None, :], towards, 0.0) / (b * size)
                 d_scale += jnp.sum(towards * products)
                 towards = scale * towards
-                d_y += _product("BC,BE->CE", towards, x)
-                d_x += _product("BC,CE->BE", towards, block["target"])
+                d_y += product("BC,BE->CE", towards, x)
+                d_x += product("BC,CE->BE", towards, block["target"])
                 return (d_y, d_scale), d_x
 
             (d_y, d_scale), d_x = jax.lax.scan(one_chunk, (block["gradient"], d_scale), (xs, d_x))
