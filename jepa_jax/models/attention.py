@@ -41,7 +41,7 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if window is not None and length <= window + 1:
         window = everywhere = None  # it holds all there is
-    backend = choose_backend(length, q.shape[-1], q.dtype)
+    backend = choose_backend(length, q.shape[-1], q.dtype, looks_ahead=window is not None and not causal)
     if backend in ("xla", "dense"):
         mask = attention_mask(length, valid=valid, window=window, everywhere=everywhere, causal=causal)
         kernel = dense_attention if backend == "dense" else _xla_attention
@@ -76,11 +76,14 @@ def attention_to_cache(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Ar
     return _xla_attention(q, k, v, visible[None], scale=q.shape[-1] ** -0.5)
 
 
-def choose_backend(length: int, head_size: int, dtype) -> str:
+def choose_backend(length: int, head_size: int, dtype, *, looks_ahead: bool = False) -> str:
     """The one place that decides: "splash", "cudnn", "blockwise", "dense" or "xla".
 
     Short sequences are XLA's own but on a CPU, and so are arrays that the compiler splits over devices:
     the kernels are for what one device holds.
+
+    Args:
+      looks_ahead: through a window with positions on both sides, which cuDNN has not.
     """
     platform = device_platform()
     if not is_local():
@@ -92,8 +95,15 @@ def choose_backend(length: int, head_size: int, dtype) -> str:
         return "xla"
     if platform == "tpu":
         return "splash"
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if half and head_size % 8 == 0 and head_size <= 128 else "xla"
+    taken = dtype in (jnp.bfloat16, jnp.float16) and head_size % 8 == 0 and head_size <= 128
+    return "cudnn" if taken and not looks_ahead and _has_cudnn() else "xla"
+
+
+def _has_cudnn() -> bool:
+    """Whether the GPU here runs cuDNN's kernel: NVIDIA's do from Ampere on (a T4 does not); AMD's call what
+    they can "gfx90a". Where there is none, the program is for one that does."""
+    capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
+    return capability.replace(".", "", 1).isdigit() and float(capability) >= 8.0
 
 
 def attention_mask(
@@ -140,16 +150,22 @@ def _xla_attention(q, k, v, mask, *, scale: float) -> jax.Array:
 
 
 def _cudnn_attention(q, k, v, valid, *, window: int | None, causal: bool, scale: float) -> jax.Array:
-    """cuDNN's fused kernel, through JAX; keys that are padding stand on the right."""
+    """cuDNN's fused kernel, through JAX; keys that are padding stand on the right. There is no window but
+    a causal one."""
+    b, length = q.shape[:2]
     lengths = None if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(
+    if length % 2:  # JAX trains with even lengths alone
+        lengths = jnp.full((b,), length, jnp.int32) if lengths is None else lengths
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(
         q,
         k,
         v,
         scale=scale,
         is_causal=causal,
-        local_window_size=None if window is None else (window, 0 if causal else window),
+        local_window_size=None if window is None else (window, 0),
         key_value_seq_lengths=lengths,
         query_seq_lengths=lengths,
         implementation="cudnn",
     )
+    return out[:, :length]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
@@ -70,7 +71,7 @@ def through(backend: str):
 
     def run(*arrays, **options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(entry, "choose_backend", lambda *_: backend)
+            patch.setattr(entry, "choose_backend", lambda *_, **__: backend)
             return attention(*arrays, **options)
 
     return run
@@ -166,13 +167,24 @@ def test_masks_by_definition(causal, window, padded):
         np.testing.assert_array_equal(np.broadcast_to(mask, expected.shape), expected)
 
 
-def chosen(platform: str, length: int, size: int = 64, dtype=jnp.bfloat16, devices: int = 1) -> str:
+def chosen(
+    platform: str,
+    length: int,
+    size: int = 64,
+    dtype=jnp.bfloat16,
+    devices: int = 1,
+    capability: str | None = None,
+    **more,
+) -> str:
     """On a mesh of some platform; what it is read from is JAX's description of the mesh."""
     device = type("Device", (), {"platform": platform})
     mesh = type("Mesh", (), {"empty": False, "size": devices, "axis_types": (), "abstract_device": device})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
-        return choose_backend(length, size, dtype)
+        if capability is not None:
+            here = type("Device", (), {"compute_capability": capability})
+            patch.setattr(jax, "local_devices", lambda: [here])
+        return choose_backend(length, size, dtype, **more)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +197,11 @@ def chosen(platform: str, length: int, size: int = 64, dtype=jnp.bfloat16, devic
         ("cuda", 1024, {"dtype": jnp.float32}, "xla"),
         ("cuda", 1024, {"size": 256}, "xla"),
         ("cuda", 32, {}, "xla"),
+        ("cuda", 1024, {"looks_ahead": True}, "xla"),
+        ("cuda", 1024, {"capability": "7.5"}, "xla"),
+        ("cuda", 1024, {"capability": "8.0"}, "cudnn"),
+        ("cuda", 1024, {"capability": "10.3"}, "cudnn"),
+        ("rocm", 1024, {"capability": "gfx90a"}, "xla"),
         ("cpu", 1024, {}, "blockwise"),
         ("cpu", 511, {}, "dense"),
         ("cpu", 1024, {"devices": 8}, "xla"),
@@ -193,6 +210,45 @@ def chosen(platform: str, length: int, size: int = 64, dtype=jnp.bfloat16, devic
 )
 def test_the_back_end_is_chosen_by_platform_and_length(platform, length, more, backend):
     assert chosen(platform, length, **more) == backend
+
+
+GPU_CASES = {name: case for name, case in CASES.items() if name != "window"}
+
+
+@pytest.mark.parametrize("length", [LONG, LONG - 1])
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_what_cudnn_is_asked_is_the_textbook(case, length, monkeypatch):
+    """By what the function of JAX says that its kernel computes: there is no GPU here."""
+    function = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *x, **how: function(*x, **how | {"implementation": "xla"})
+    )
+    options = {"valid": None, "window": None, "causal": False} | GPU_CASES[case]
+    if options["valid"] is not None:
+        options["valid"] = options["valid"][:, :length]
+    inputs = random_inputs(length, SIZE)
+    out = entry._cudnn_attention(*inputs, scale=0.1, **options)
+    expected = textbook(*inputs, visible(length, **options), 0.1)
+    counted = options["valid"] if options["valid"] is not None else np.ones((B, length), bool)
+    tiny.assert_close(np.asarray(out)[counted], expected[counted], 1e-5)
+
+
+@pytest.mark.parametrize("length", [LONG, LONG - 1])
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_cudnn_takes_it_to_train_with(case, length, monkeypatch):
+    """JAX refuses some shapes when it prepares a program for a GPU, which needs none but for the version
+    of a library that is asked for."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    options = {"valid": None, "window": None, "causal": False} | GPU_CASES[case]
+    valid = options.pop("valid")
+    valid = None if valid is None else valid[:, :length]
+
+    def loss(*inputs):
+        return jnp.sum(entry._cudnn_attention(*inputs, valid, scale=0.1, **options) ** 2)
+
+    inputs = [x.astype(jnp.bfloat16) for x in random_inputs(length, SIZE)]
+    program = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*inputs).lower(lowering_platforms=("cuda",))
+    assert "cudnn$fmhaSoftmaxBackward" in program.as_text()
 
 
 def test_what_the_compiler_splits_over_devices_takes_xla_s_path_and_what_one_device_holds_a_kernel():
