@@ -35,6 +35,18 @@ def on_a_cluster(environ: Mapping[str, str]) -> bool:
     return several_tpu_hosts or several_slices or slurm or number("OMPI_COMM_WORLD_SIZE") > 1
 
 
+def gpus_of_its_own(environ: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of a machine, for the only process that SLURM or Open MPI started on it: JAX would give it
+    the first alone, as to each of several. None leaves it to JAX."""
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
+    alone = bool(tasks) and all(node.split("(")[0] == "1" for node in tasks.split(","))
+    if not alone or "JAX_LOCAL_DEVICE_IDS" in environ:
+        return None
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(glob.glob("/dev/nvidia[0-9]*") if visible is None else [x for x in visible.split(",") if x])
+    return list(range(count)) or None
+
+
 def _may_have_others() -> bool:
     """A Cloud TPU machine whose metadata server knows the others. In Colab and in containers nobody is
     to be asked: there the environment names them, or there are none."""
@@ -77,7 +89,11 @@ def initialize(values: argparse.Namespace) -> None:
     # without others would want them.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**where, heartbeat_timeout_seconds=values.heartbeat)
+        jax.distributed.initialize(
+            **where,
+            local_device_ids=gpus_of_its_own(os.environ),
+            heartbeat_timeout_seconds=values.heartbeat,
+        )
     except RuntimeError as error:
         if "before any JAX" not in str(error):
             raise

@@ -213,6 +213,27 @@ def given(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@pytest.mark.parametrize(
+    ("environ", "gpus"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x24)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1", "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, [0, 1]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, [0, 1]),  # what /dev has
+        # Every process of several takes its own, as JAX does it.
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x3)", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1,8", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": ""}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "3"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, [0, 1]),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, None),
+    ],
+)
+def test_the_only_process_of_a_machine_takes_all_its_gpus(environ, gpus, monkeypatch):
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    assert distributed.gpus_of_its_own(environ) == gpus
+
+
 def test_a_notebook_whose_tpu_is_in_use_is_alone(monkeypatch):
     jax.devices()
     monkeypatch.setattr(distributed, "_may_have_others", lambda: True)
