@@ -4,10 +4,13 @@ import argparse
 import contextlib
 import glob
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 
 import jax
+import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from jepa_jax import flags
@@ -120,6 +123,27 @@ def main_first():
     finally:
         if is_main() and jax.process_count() > 1:
             multihost_utils.sync_global_devices("main_first")
+
+
+def check_shared(workdir: epath.Path) -> None:
+    """Raise UsageError, on every host, unless all of them see what the first writes into the folder: with
+    one of its own for each, the first checkpoint would wait for ever."""
+    if jax.process_count() == 1:
+        return
+    # A name that nobody has looked for: file systems remember what was not there.
+    number = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
+    probe = workdir / f".probe-{number:08x}"
+    if is_main():
+        probe.write_text("")
+    multihost_utils.sync_global_devices("probe")
+    seen = multihost_utils.process_allgather(np.array(probe.exists()))
+    if is_main():
+        probe.unlink()
+    if not seen.all():
+        raise flags.UsageError(
+            f"{workdir}: {np.sum(~seen)} of {len(seen)} hosts do not see what the first writes there: name a "
+            "--workdir that all of them share, on a disk or gs://BUCKET/DIR"
+        )
 
 
 def asked_to_stop(step: int) -> bool:

@@ -100,6 +100,7 @@ def train(config: Config, workdir: epath.Path) -> int:
             workdir.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():
                 write_whole(workdir / "config.json", flags.config_to_json(config))
+        distributed.check_shared(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     with jax.set_mesh(mesh), contextlib.closing(checkpointer):
         graphdef, template = abstract_state(config, mesh)

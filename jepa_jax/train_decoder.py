@@ -175,6 +175,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
             workdir.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():
                 write_whole(workdir / "config.json", flags.config_to_json(config))
+        distributed.check_shared(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())

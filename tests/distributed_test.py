@@ -26,8 +26,11 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-def start(workdir, data_dir, processes: int, devices: int, *arguments: str) -> list[subprocess.Popen]:
-    """The processes of a run, each with so many devices; each writes to WORKDIR-I.log."""
+def start(
+    workdir, data_dir, processes: int, devices: int, *arguments: str, of_each=None
+) -> list[subprocess.Popen]:
+    """The processes of a run, each with so many devices; each writes to WORKDIR-I.log. `of_each`: lists of
+    arguments, one for each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,11 +48,13 @@ def start(workdir, data_dir, processes: int, devices: int, *arguments: str) -> l
     command += [f"--workdir={workdir}", f"--config.data.data_dir={data_dir}", f"--config.steps={STEPS}"]
     started = []
     for i in range(processes):
-        several = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
+        own = list(of_each[i]) if of_each else []
+        if processes > 1:
+            own += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
         log = open(f"{workdir}-{i}.log", "w")  # noqa: SIM115 - the process writes to it
         started.append(
             subprocess.Popen(
-                [*command, *arguments, *(several if processes > 1 else []), "--heartbeat=10"],
+                [*command, *arguments, *own, "--heartbeat=10"],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
@@ -172,6 +177,17 @@ def test_sigterm_to_one_host_saves_on_all_and_one_host_goes_on(alone, data_dir, 
     (output,) = succeed(workdir, data_dir, 1, 1, "--config.fsdp=1", "--config.micro_batches=2")
     assert f"resuming from step {done} of {STEPS}" in output
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+
+
+def test_hosts_that_share_no_work_directory_are_told_so(data_dir, tmp_path):
+    """A pod's hosts have disks of their own, and the default is a folder on them."""
+    workdir = tmp_path / "run"
+    own = [f"--workdir={tmp_path / 'first'}"], [f"--workdir={tmp_path / 'second'}"]
+    ended = finish(start(workdir, data_dir, 2, 1, of_each=own), workdir)
+    for status, output in ended:
+        assert status == 2, output
+        assert "first: 1 of 2 hosts do not see" in output or "second: 1 of 2 hosts do not see" in output
+    assert not any(path.name.startswith(".probe") for path in (tmp_path / "first").iterdir())
 
 
 @pytest.mark.parametrize(
