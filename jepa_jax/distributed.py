@@ -115,14 +115,29 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def main_first():
-    """The first process runs the body before the others do: it prepares what they then find."""
+    """The first process runs the body before the others do: it prepares what they then find. No host goes
+    on from here without the others.
+
+    Raises:
+      UsageError: the body failed on another host; where it did, that exception is raised.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
     if not is_main():
         multihost_utils.sync_global_devices("main_first")
+    failure = None
     try:
         yield
-    finally:
-        if is_main() and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("main_first")
+    except Exception as error:
+        failure = error
+    if is_main():
+        multihost_utils.sync_global_devices("main_first")
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(failure is not None)))
+    if failure is not None:
+        raise failure
+    if len(failed):
+        raise flags.UsageError(f"process {failed[0]} could not start, and has said why")
 
 
 def check_shared(workdir: epath.Path) -> None:

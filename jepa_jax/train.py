@@ -88,10 +88,10 @@ def train(config: Config, workdir: epath.Path) -> int:
     # All that can be wrong with the configuration comes out before anything is written.
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh(config.fsdp)
-        initial = open_initial(config, mesh)
-        if config.data.features:
-            features.check_preprocessing(config)
         with distributed.main_first():
+            initial = open_initial(config, mesh)
+            if config.data.features:
+                features.check_preprocessing(config)
             dataset, sources, tokenizers = open_data(config, mesh, bad, workdir)
             by_recall = config.checkpoint.best_metric == "recall_at_1"
             validation = evaluate.Validation(config, tokenizers) if by_recall else None

@@ -169,8 +169,8 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
     bad = BadRecords(model.config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh()
-        part = open_init(config)
         with distributed.main_first():
+            part = open_init(config)
             dataset, sources = open_data(config, model, mesh, bad)
             workdir.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():

@@ -190,6 +190,17 @@ def test_hosts_that_share_no_work_directory_are_told_so(data_dir, tmp_path):
     assert not any(path.name.startswith(".probe") for path in (tmp_path / "first").iterdir())
 
 
+def test_a_host_that_cannot_start_stops_the_others_at_once(data_dir, tmp_path):
+    """Its data is not there, say; the others must not wait for it."""
+    workdir = tmp_path / "run"
+    last = [], [f"--config.data.path={tmp_path / 'gone'}"]
+    ended = finish(start(workdir, data_dir, 2, 1, f"--workdir={workdir}", of_each=last), workdir)
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: process 1 could not start, and has said why" in ended[0][1]
+    assert "gone: no such folder" in ended[1][1]
+    assert not (workdir / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
