@@ -39,15 +39,15 @@ def on_a_cluster(environ: Mapping[str, str]) -> bool:
 
 
 def gpus_of_its_own(environ: Mapping[str, str]) -> list[int] | None:
-    """All GPUs of a machine, for the only process that SLURM or Open MPI started on it: JAX would give it
-    the first alone, as to each of several. None leaves it to JAX."""
+    """The GPUs of a process that SLURM or Open MPI started: all for the only one of a machine, and the one
+    that is all it sees. None leaves it to JAX, which gives the Ith process of a machine its Ith GPU."""
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
-    alone = bool(tasks) and all(node.split("(")[0] == "1" for node in tasks.split(","))
-    if not alone or "JAX_LOCAL_DEVICE_IDS" in environ:
+    if not tasks or "JAX_LOCAL_DEVICE_IDS" in environ:
         return None
+    alone = all(node.split("(")[0] == "1" for node in tasks.split(","))
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     count = len(glob.glob("/dev/nvidia[0-9]*") if visible is None else [x for x in visible.split(",") if x])
-    return list(range(count)) or None
+    return list(range(count)) if count and (alone or count == 1) else None
 
 
 def _may_have_others() -> bool:

@@ -250,6 +250,7 @@ def given(*arguments: str) -> argparse.Namespace:
         # Every process of several takes its own, as JAX does it.
         ({"SLURM_STEP_TASKS_PER_NODE": "8(x3)", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
         ({"SLURM_STEP_TASKS_PER_NODE": "1,8", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x3)", "CUDA_VISIBLE_DEVICES": "5"}, [0]),
         ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": ""}, None),
         ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "3"}, None),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, [0, 1]),
