@@ -10,16 +10,20 @@ import sys
 import numpy as np
 import pytest
 from etils import epath
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import jepa_jax
 from jepa_jax import parts
-from jepa_jax.config import DatasetConfig
+from jepa_jax.checkpoint import Checkpointer
+from jepa_jax.config import CheckpointConfig, DatasetConfig
 from jepa_jax.data.sources.tfds import builder_by_name
 from jepa_jax.data.tokenizer import SHIPPED, Tokenizer
-from jepa_jax.places import PlaceError, place
+from jepa_jax.evaluation.report import write_json
+from jepa_jax.places import PlaceError, place, save_figure
 from tests import distributed_test as hosts
 from tests import tiny
+from tests.checkpoint_test import equal, items, template
 from tests.parts_test import weights, write
 
 DEVICES = 4
@@ -61,29 +65,21 @@ def copied(folder, to: epath.Path) -> epath.Path:
     return to
 
 
-EVALUATED = ("--config.eval.splits=('validation',)", "--config.eval.clips=12")
-
-
 @pytest.fixture(scope="module")
 def runs(bucket, data_dir, tmp_path_factory):
     """One on a disk, the same in the bucket (two hosts, killed after a checkpoint, then one host), and the
     step that this went on from."""
     place = tmp_path_factory.mktemp("runs")
     alone, workdir = place / "alone", bucket / "runs/one"
-    hosts.succeed(alone, data_dir, 1, DEVICES, *EVALUATED)
+    hosts.succeed(alone, data_dir, 1, DEVICES)
     copied(data_dir / "emoji_motion", bucket / "data/emoji_motion")
-    processes = hosts.start(place / "host", data_dir, 2, DEVICES // 2, *EVALUATED, *there(workdir))
+    processes = hosts.start(place / "host", data_dir, 2, DEVICES // 2, *there(workdir))
     hosts.wait_for(processes, (workdir / "checkpoints/3/commit_success.txt").exists)
     for process in processes:
         process.kill()
     hosts.finish(processes, place / "host")
-    assert not (workdir / "eval").exists()
-    output = go_on(workdir, data_dir, place / "host")
+    output = hosts.succeed(place / "host", data_dir, 1, DEVICES, *there(workdir))[0]
     return alone, workdir, int(re.search(r"resuming from step (\d) of", output)[1])
-
-
-def go_on(workdir: epath.Path, data_dir, logs) -> str:
-    return hosts.succeed(logs, data_dir, 1, DEVICES, *EVALUATED, *there(workdir))[0]
 
 
 def there(workdir: epath.Path) -> list[str]:
@@ -94,7 +90,7 @@ def there(workdir: epath.Path) -> list[str]:
 def test_a_run_in_a_bucket_is_that_on_a_disk(runs, tmp_path):
     alone, workdir, resumed = runs
     np.testing.assert_allclose(hosts.losses(workdir), hosts.losses(alone), rtol=1e-5)
-    for folder in ("", "checkpoints", "eval"):
+    for folder in ("", "checkpoints"):
         names = [{path.name for path in (run / folder).iterdir()} for run in (alone, workdir)]
         assert names[0] == names[1], folder
     # Every start has its own file of events.
@@ -104,6 +100,15 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(runs, tmp_path):
     assert sorted(set(found)) == list(range(resumed + 1, hosts.STEPS + 1))
 
 
+def test_what_evaluation_leaves_is_written_there(bucket):
+    file = write_json(bucket / "runs/evaluated", "task", {"metric": {"value": 1.0}})
+    assert '"value": 1.0' in file.read_text()
+    write_json(bucket / "runs/evaluated", "task", {})
+    assert file.read_text() == "{}\n"
+    save_figure(Figure(), bucket / "runs/evaluated/picture.png")
+    assert (bucket / "runs/evaluated/picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_model_is_loaded_from_where_it_is(runs):
     alone, workdir, _ = runs
     texts = ["a red bird", "a dog spins"]
@@ -111,16 +116,21 @@ def test_the_model_is_loaded_from_where_it_is(runs):
     np.testing.assert_allclose(there, here, atol=1e-4)
 
 
-def test_a_damaged_checkpoint_is_set_aside(runs, data_dir, tmp_path):
-    workdir = runs[1]
-    before = hosts.losses(workdir)
-    damaged = next((workdir / "checkpoints/9/params/d").iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:-100])
-    output = go_on(workdir, data_dir, tmp_path / "host")
-    assert f"checkpoint {workdir}/checkpoints/9 is damaged" in output
-    assert "resuming from step 6" in output
-    assert (workdir / "damaged-9/params").is_dir()
-    np.testing.assert_allclose(hosts.losses(workdir), before, rtol=1e-5)
+def test_a_damaged_checkpoint_is_set_aside(bucket):
+    folder, config = bucket / "runs/damaged/checkpoints", CheckpointConfig(best_metric="loss")
+    checkpointer = Checkpointer(folder, config)
+    for step in (1, 2):
+        checkpointer.save(step, items(step), {"next_index": step}, {"loss": 1.0})
+    checkpointer.close()
+    damaged = next((folder / "2/params/d").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    checkpointer = Checkpointer(folder, config)
+    step, found, data = checkpointer.restore_latest(template(items(0)))
+    assert (step, data) == (1, {"next_index": 1})
+    assert equal(found, items(1))
+    assert checkpointer.steps() == [1]
+    checkpointer.close()
+    assert (folder.parent / "damaged-2/params").is_dir()
 
 
 def test_converted_weights_and_their_tokenizer(bucket, tmp_path):
