@@ -5,6 +5,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"  # of processes that tests start, too; libtpu would look for its chips
 
 import jax
+import pytest
 
 # Before the first use of a device: tests of sharding need several.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -15,10 +16,23 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Files that take minutes, because they wait for processes or compile the largest models.
-_LONGEST = ("distributed_test.py", "train_test.py", "benchmark_test.py", "full_size_test.py")
+_LONGEST = (
+    "distributed_test.py",
+    "train_test.py",
+    "bucket_test.py",
+    "benchmark_test.py",
+    "full_size_test.py",
+)
 
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that none of them is what everything else has ended and waits for."""
     places = {name: i for i, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture
+def prepares_for_gpus(monkeypatch):
+    """JAX prepares programs for GPUs where there are none, but for one question: which cuDNN is there."""
+    version = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(version, lambda: 91000)

@@ -5,7 +5,6 @@ import dataclasses
 
 import jax
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 
 from jepa_jax import flags
 from jepa_jax.models import attention, layers
@@ -26,8 +25,7 @@ from jepa_jax.step import jit_train_step
         ("open", True),
     ],
 )
-def test_a_step_is_prepared_for_gpus(name, kernels, monkeypatch):
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+def test_a_step_is_prepared_for_gpus(name, kernels, prepares_for_gpus, monkeypatch):
     for module in (attention, layers):
         monkeypatch.setattr(module, "device_platform", lambda: "gpu")
     config = flags.load_config(f"configs/{name}.py")

@@ -8,7 +8,6 @@ import pytest
 
 from jepa_jax.evaluate import format_table
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics
-from jepa_jax.places import write_whole
 from tests import tiny
 
 
@@ -47,14 +46,6 @@ def test_what_is_not_finite_stops_at_its_step(tmp_path, name, value):
     with pytest.raises(NotFiniteError, match=f"{name} is .* at step 2"):
         log.step(2, scalars(1.0) | {name: np.float32(value)})
     log.close()
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "config.json"
-    write_whole(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new \ud800")
-    assert path.read_text() == "old"
 
 
 def test_the_loss_curve_needs_a_line(tmp_path):

@@ -116,19 +116,6 @@ def test_statistics_are_those_of_the_batch_of_all_devices(name, fsdp):
         tiny.assert_close(grad, value, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["info_nce", "sigmoid", "vicreg", "sigreg"])
-def test_products_are_in_float32_where_the_default_is_less(name):
-    """A TPU's rounds the factors to bfloat16, forward and backward, unless each product says otherwise."""
-    config = CONFIGS.get(name, c.LossConfig(objective=name, chunk=7))
-    with jax.default_matmul_precision("default"):
-        program = jax.make_jaxpr(gradient, static_argnums=4)(
-            *embeddings(config.on_the_sphere), IDS, KEY, config
-        )
-    products = [e for e in tiny.operations(program.jaxpr) if e.primitive.name == "dot_general"]
-    assert len(products) >= 3
-    assert {e.params["precision"] for e in products} == {(jax.lax.Precision.HIGHEST,) * 2}
-
-
 def test_sigmoid_s_chunks_change_nothing():
     arguments = (*embeddings(True), IDS, SCALE, -1.5)
     whole = sigmoid(*arguments, chunk=B)

@@ -1,0 +1,61 @@
+"""Places on this machine, and those that are refused; buckets are in `bucket_test.py`."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from matplotlib.figure import Figure
+
+from jepa_jax.places import Lines, PlaceError, is_local, place, save_figure, write_whole
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_a_place_here_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert place("runs/../runs/one") == place(tmp_path / "runs/one") == tmp_path / "runs/one"
+    assert is_local(tmp_path)
+    assert not is_local("gs://bucket/run")
+
+
+@pytest.mark.parametrize("kind", ["s3", "hdfs", "https"])
+def test_a_store_that_nothing_is_written_to_is_refused(kind):
+    with pytest.raises(PlaceError, match=f"{kind}://bucket/run is in an object store that nothing"):
+        place(f"{kind}://bucket/run")
+
+
+def test_the_extra_that_is_missing_is_named():
+    """In a process of its own: one that has opened a bucket before keeps what opened it."""
+    program = (
+        "import sys; sys.modules['gcsfs'] = None; from jepa_jax.places import place; place('gs://bucket')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "PlaceError: gs://bucket: gs:// needs pip install 'jepa_jax[gcs]'" in done.stderr
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "config.json"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new \ud800")
+    assert path.read_text() == "old"
+    write_whole(path, b"new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("config.json", "new")]
+
+
+def test_a_line_is_on_the_disk_at_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("of an earlier run\n")
+    lines = Lines(path, ["kept\n"])
+    lines.add("added\n")
+    assert path.read_text() == "kept\nadded\n"
+    lines.flush()
+    assert path.read_text() == "kept\nadded\n"
+
+
+def test_a_figure_is_a_png(tmp_path):
+    save_figure(Figure(figsize=(1, 2)), tmp_path / "picture.png", dpi=10)
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
