@@ -17,7 +17,9 @@ from jepa_jax.step import jit_train_step
 @pytest.mark.parametrize(
     ("name", "kernels"),
     [
-        ("demo", False),  # float32 and short
+        ("demo", False),  # float32, as the next two
+        ("my_videos", False),
+        ("benchmark_cpu", False),
         ("pretrain_images", True),
         ("pretrain_video", True),
         ("pretrain_long_video", True),
