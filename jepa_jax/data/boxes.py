@@ -27,12 +27,27 @@ def claimed_frames(file: BinaryIO, size: int) -> int:
         if kind in _FIELDS:
             totals[kind] += int.from_bytes(file.read(_FIELDS[kind] + 4)[_FIELDS[kind] :], "big")
         else:
-            head = file.read(8)
-            length = min(int.from_bytes(head[4:], "big") * 8, end - begin - 8)
-            pairs = np.frombuffer(file.read(length // 8 * 8), ">u4")
-            totals[kind] += int(pairs[::2].sum(dtype=np.uint64))
+            totals[kind] += int(_pairs(file, begin, end)[:, 0].sum(dtype=np.uint64))
     file.seek(0)
     return max(totals.values())
+
+
+def display_delays(file: BinaryIO, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """How much later than they are decoded frames are shown, for each track that says it: of neighbours with
+    the same delay how many there are, and the delay, in the track's units of time, [n] and [n] int. The
+    file is left where it was."""
+    place = file.tell()
+    found = [_pairs(file, begin, end) for kind, begin, end in _tables(file, 0, size) if kind == b"ctts"]
+    file.seek(place)
+    return [(pairs[:, 0].astype(int), pairs[:, 1].astype(np.int32)) for pairs in found]
+
+
+def _pairs(file: BinaryIO, begin: int, end: int) -> np.ndarray:
+    """A list of counts and what each is of: [n, 2] uint32."""
+    file.seek(begin)
+    length = min(int.from_bytes(file.read(8)[4:], "big") * 8, end - begin - 8)
+    content = file.read(max(length // 8 * 8, 0))
+    return np.frombuffer(content, ">u4", len(content) // 8 * 2).reshape(-1, 2)
 
 
 def _tables(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:

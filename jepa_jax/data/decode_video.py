@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from jepa_jax.data.boxes import claimed_frames, is_cut
+from jepa_jax.data.boxes import claimed_frames, display_delays, is_cut
 from jepa_jax.data.fit import Fit
 from jepa_jax.data.preprocess import centre
 from jepa_jax.data.timeline import sample_times
@@ -84,7 +84,7 @@ def read_video(
       Exception: nearly any, from FFmpeg, if it is damaged.
     """
     with _open(file, size, fit) as (container, stream):
-        index = _index(container, stream, size, fit) or _scan(container, stream)
+        index = _index(container, stream, file, size, fit) or _scan(container, stream)
         if not len(index.times):
             raise fit.error("no frames")
         places = sample_times(
@@ -135,7 +135,9 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
         yield container, stream
 
 
-def _index(container: InputContainer, stream: VideoStream, size: int, fit: Fit) -> _Index | None:
+def _index(
+    container: InputContainer, stream: VideoStream, file: BinaryIO, size: int, fit: Fit
+) -> _Index | None:
     """From an MP4's index. It lists times of decoding: those of display are the same but for the order
     if the rate is constant. If it is not, and for fragments and other containers, None."""
     entries = stream.index_entries
@@ -148,6 +150,13 @@ def _index(container: InputContainer, stream: VideoStream, size: int, fit: Fit) 
     steps = np.diff(shown)
     if not len(steps) or np.ptp(steps) or steps[0] <= 0 or stream.start_time is None:
         return None
+    # An encoder that looks ahead decodes at a constant rate what is shown late at the end.
+    for counts, delays in display_delays(file, size):
+        if counts.sum() != len(entries):
+            return None
+        late = np.repeat(delays, counts)[[not entry.is_discard for entry in entries]]
+        if np.ptp(np.diff(np.sort(shown + late))):
+            return None
     shift = stream.start_time - shown[0]
     seeks = np.array([entry.timestamp for entry in entries if entry.is_keyframe])
     times = shown + shift

@@ -95,6 +95,18 @@ def test_of_a_variable_rate_the_frame_on_show_is_taken(kind, count):
     assert expected != sample_frames(np.arange(29), count).tolist()  # the rate matters
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_last_frame_that_comes_late_is_waited_for(codec):
+    """With B-frames its lateness is in the times of display alone: those of decoding are even."""
+    times = [40 * i for i in range(15)] + [40 * 14 + 400]
+    content = clips.clip(16, codec=codec, times=times, max_b_frames=2)
+    with av.open(io.BytesIO(content)) as container:
+        assert len(np.unique(np.diff([e.timestamp for e in container.streams.video[0].index_entries]))) == 1
+    # The whole ends as its last frame does, which is on show as long as any.
+    assert read_numbers(content, 25) == [*range(15), *[14] * 9, 15]
+    assert read_numbers(content, 3, start=0.9) == [15] * 3
+
+
 def test_one_frame_is_repeated():
     assert read_numbers(clips.clip(1), 5) == [0] * 5
     assert read_numbers(clips.clip(1, container="matroska"), 3) == [0] * 3
