@@ -5,6 +5,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent import futures
 
 from etils import epath
 
@@ -15,6 +16,8 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg")
 # Splits that may not be taken for "train" when no file says "train".
 OTHER_SPLITS = ("validation", "valid", "val", "test", "dev", "eval")
+# Requests to an object store at a time.
+THREADS = 16
 
 
 def extension(name: str) -> str:
@@ -84,6 +87,24 @@ def find_file(folder: epath.Path, relative: str, name: str) -> tuple[epath.Path,
     if size is None:
         raise BadRecordError("media missing", name, relative[:200])
     return path, size
+
+
+def sizes_of(paths: Sequence[epath.Path]) -> list[int | None]:
+    """Bytes of each file; None for one that cannot be looked at."""
+    step = max(-(-len(paths) // THREADS), 1)
+    parts = [paths[first : first + step] for first in range(0, len(paths), step)]
+    with futures.ThreadPoolExecutor(THREADS) as pool:  # far away it is waiting
+        return [size for sizes in pool.map(_sizes, parts) for size in sizes]
+
+
+def _sizes(paths: Sequence[epath.Path]) -> list[int | None]:
+    found: list[int | None] = []
+    for path in paths:
+        try:
+            found.append(os.stat(path).st_size if is_local(path) else path.stat().length)
+        except OSError:
+            found.append(None)
+    return found
 
 
 def media_file(folder: epath.Path, relative: object, name: str, limits: Limits) -> epath.Path:

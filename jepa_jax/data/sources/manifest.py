@@ -15,7 +15,15 @@ from jepa_jax.data.sources.fields import (
     text_of,
     value_at,
 )
-from jepa_jax.data.sources.files import IMAGES, VIDEOS, digest, extension, find_file, media_file
+from jepa_jax.data.sources.files import (
+    IMAGES,
+    VIDEOS,
+    digest,
+    extension,
+    find_file,
+    media_file,
+    sizes_of,
+)
 from jepa_jax.data.sources.selection import Kept, key_hash, with_equal_hashes
 from jepa_jax.data.sources.tables import Parquet, Table, open_table
 
@@ -84,7 +92,8 @@ class ManifestSource:
 
 
 class FolderSource:
-    """KEY.mp4 (or another video or image) with its caption in KEY.txt.
+    """KEY.mp4 (or another video or image) with its caption in KEY.txt. An image called as a video is that
+    one's thumbnail, and no record.
 
     Raises:
       ValueError: no media file has a text beside it.
@@ -92,27 +101,29 @@ class FolderSource:
 
     def __init__(self, folder: epath.Path, paths: Sequence[epath.Path], limits: Limits):
         self._folder, self._limits = folder, limits
-        texts = {path.name.rpartition(".")[0]: path.name for path in paths if extension(path.name) == "txt"}
+        found = [(path.name, extension(path.name), path.name.rpartition(".")[0]) for path in paths]
+        texts = {key: name for name, kind, key in found if kind == "txt"}
+        videos = {key for _, kind, key in found if kind in VIDEOS}
         self._names: list[str] = []
         self._texts: list[str] = []
         skipped, seen = [], set()
-        for path in paths:
-            if extension(path.name) not in IMAGES + VIDEOS:
+        for name, kind, key in found:
+            if kind not in VIDEOS and (kind not in IMAGES or key in videos):
                 continue
-            key = path.name.rpartition(".")[0]
             if key not in texts:
-                skipped.append(BadRecordError("text empty", path.name, f"no {key}.txt"))
+                skipped.append(BadRecordError("text empty", name, f"no {key}.txt"))
             elif key in seen:
-                skipped.append(BadRecordError("key not unique", path.name, key))
+                skipped.append(BadRecordError("key not unique", name, key))
             else:
-                self._names.append(path.name)
+                self._names.append(name)
                 self._texts.append(texts[key])
             seen.add(key)
         skipped += [BadRecordError("media missing", texts[key]) for key in sorted(texts.keys() - seen)]
         if not self._names:
             raise ValueError(f"{folder}: no media file has its text beside it (KEY.txt beside KEY.mp4)")
         self.skipped = tuple(skipped)
-        self.identity = f"folder of {len(self._names)} files {digest(self._names)}"
+        sizes = sizes_of([folder / name for name in self._names + self._texts])
+        self.identity = f"folder of {len(self._names)} files {digest(self._names)} {digest(sizes)}"
 
     def __len__(self) -> int:
         return len(self._names)

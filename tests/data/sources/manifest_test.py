@@ -270,6 +270,22 @@ def test_media_with_their_texts_beside_them(tmp_path, keeps_promises):
     keeps_promises(source)
 
 
+def test_a_picture_beside_a_video_is_its_thumbnail(tmp_path):
+    folder = write(epath.Path(tmp_path), a__jpg=png(), a__mp4=b"a", a__txt="one", b__mp4=b"b", b__png=png())
+    source = opened(folder)
+    assert [source.name(i) for i in range(len(source))] == ["a.mp4"]
+    assert [(error.name, error.cause) for error in source.skipped] == [("b.mp4", "text empty")]
+
+
+def test_the_identity_of_a_folder_is_of_its_files_not_of_its_place(tmp_path):
+    def identity(name, caption="", clip=b"a"):
+        return opened(write(epath.Path(tmp_path) / name, a__mp4=clip, a__txt=caption)).identity
+
+    first = identity("here")
+    assert identity("there") == first
+    assert len({first, identity("here", "written later"), identity("here", "", b"cut")}) == 3
+
+
 def test_media_are_of_a_split_by_their_folder(tmp_path):
     folder = write(
         epath.Path(tmp_path), train_1__mp4=b"choo", train_1__txt="a train", bus__mp4=b"b", bus__txt="a bus"
