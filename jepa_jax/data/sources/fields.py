@@ -131,7 +131,7 @@ def text_of(value: Any, name: str, limits: Limits, *, may_be_empty: bool = False
         if len(value) > 4 * limits.max_text_characters:
             raise BadRecordError("text too long", name, f"{len(value)} bytes")
         try:
-            value = value.decode()
+            value = value.decode("utf-8-sig")  # editors of Windows put a mark before a text
         except UnicodeDecodeError as error:
             raise BadRecordError("text not UTF-8", name, str(error.reason)) from error
     if not isinstance(value, str):

@@ -57,6 +57,7 @@ TWO = (("t", "k"), ("u", "l"))
     ("values", "expected"),
     [
         (("t", None, None, None), [Pair(query="", targets=("t",))]),
+        ((b"\xef\xbb\xbft\r\n", None, None, None), [Pair(query="", targets=("t",))]),
         ((["t", "u"], "q", "k", 2), [Pair(query="q", targets=("t", "u"), kind="k", weight=2.0)]),
         (
             (["t", ["u", "v"]], ["q", None], "k", ["1", None]),
@@ -76,6 +77,7 @@ def test_values_to_pairs(values, expected):
     ("values", "cause"),
     [
         ((None, None, None, None), "text empty"),
+        ((b"\xef\xbb\xbf", None, None, None), "text empty"),
         (([], ["q"], None, None), "line not readable"),
         (([], [], None, None), "text empty"),
         (([[]], ["q"], None, None), "text empty"),
