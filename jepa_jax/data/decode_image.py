@@ -90,13 +90,27 @@ def _durations(image: Image.Image, fit: Fit) -> list[int]:
     return durations
 
 
-def _frame(image: Image.Image, fit: Fit) -> np.ndarray:
-    """The image's present frame, upright: [crop, crop, 3] uint8."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image's present frame, 8 bits each of red, green and blue, upright as EXIF has it, on white.
+
+    Raises:
+      ValueError: its values are of 32 bits.
+      Exception: nearly any, from Pillow, if the file is damaged.
+    """
+    # Pillow has no smaller type for the 16 bits of some formats; what else it has there may be anything.
+    is_deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode in ("I", "F") and not is_deep:
+        raise ValueError("values of 32 bits have no known range")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
+    if is_deep:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return resize_and_crop(np.asarray(image.convert("RGB"))[None], fit.resize, fit.crop)[0]
+    return image.convert("RGB")
+
+
+def _frame(image: Image.Image, fit: Fit) -> np.ndarray:
+    """The image's present frame: [crop, crop, 3] uint8."""
+    return resize_and_crop(np.asarray(to_rgb(image))[None], fit.resize, fit.crop)[0]

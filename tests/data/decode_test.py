@@ -242,6 +242,7 @@ def test_images_of_every_kind_become_rgb():
         (clips.picture(image.convert("CMYK"), "JPEG", quality=95), (200, 100, 50)),
         (clips.picture(image.convert("L")), (grey,) * 3),
         (clips.picture(grey16), (77,) * 3),
+        (b"P5 20 20 65535 " + np.asarray(grey16).byteswap().tobytes(), (77,) * 3),
         (clips.picture(image.convert("1", dither=0)), (0,) * 3),
         (clips.picture(alpha), (244, 224, 214)),
         (clips.picture(np.dstack([alpha[..., 0], alpha[..., 3]])), (244,) * 3),

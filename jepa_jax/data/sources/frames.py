@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from jepa_jax.data.decode_image import image_format, to_rgb
 from jepa_jax.data.records import BadRecordError, Limits
 
 
@@ -23,7 +24,7 @@ def check_frames(frames: np.ndarray, name: str, limits: Limits) -> np.ndarray:
 
 
 def decode_frames(images: Sequence[bytes], name: str, limits: Limits) -> np.ndarray:
-    """Encoded images of one size to [T, H, W, 3] uint8.
+    """Encoded images of one size to [T, H, W, 3] uint8, as `decode.read_frames` reads each alone.
 
     Raises:
       BadRecordError: there are none, one is no image, they differ in size or are too large.
@@ -33,18 +34,20 @@ def decode_frames(images: Sequence[bytes], name: str, limits: Limits) -> np.ndar
     frames = None
     for i, content in enumerate(images):
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-                if frames is None:
-                    # Before anything of this size is made.
-                    _check_room(len(images), height, width, name, limits)
-                    frames = np.empty((len(images), height, width, 3), np.uint8)
-                if (height, width) != frames.shape[1:3]:
-                    raise BadRecordError("media not decodable", name, f"frame {i} is of another size")
-                frames[i] = np.asarray(image.convert("RGB"))
+            kind = image_format(content[:32])
+            if kind is None:
+                raise ValueError("not of an image format that is read here")
+            with Image.open(io.BytesIO(content), formats=[kind]) as image:
+                # Before anything of this size is made.
+                _check_room(len(images), image.height, image.width, name, limits)
+                frame = np.asarray(to_rgb(image))
+            frames = np.empty((len(images), *frame.shape), np.uint8) if frames is None else frames
+            if frame.shape != frames.shape[1:]:
+                raise ValueError("of another size")
+            frames[i] = frame
         except BadRecordError:
             raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow raises nearly any
             raise BadRecordError("media not decodable", name, f"frame {i}: {error}") from error
     return frames
 

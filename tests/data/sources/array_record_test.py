@@ -2,11 +2,14 @@
 
 import os
 
+import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jepa_jax.data.records import Pair
+from tests.data.clips import picture
 
 from .making import cause_of, opened, png, skipped_causes
 
@@ -71,6 +74,25 @@ def test_a_list_of_images_is_frames(tmp_path):
     media = opened(tmp_path)[0].media
     assert media.kind == "frames"
     assert media.content[:, 0, 0, 0].tolist() == [0, 9]
+
+
+def test_images_of_a_list_are_read_as_one_alone_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    dark = Image.fromarray(np.full((5, 7), 77 * 257, np.uint16))
+    lists = [
+        [picture(dark), picture(Image.new("RGBA", (7, 5), (0, 0, 0, 51)))],
+        [picture(Image.new("RGB", (5, 7)), exif=exif)] * 2,  # to be turned
+        # What starts programs, what has no known range, what is cut.
+        [picture(Image.new("RGB", (7, 5)), "EPS")] * 2,
+        [picture(Image.new("F", (7, 5)), "TIFF")] * 2,
+        [png(7, 5)[:20], png(7, 5)],
+    ]
+    write(tmp_path / "0.array_record", [example(image=images, text="t") for images in lists])
+    source = opened(tmp_path)
+    assert source[0].media.content[:, 2, 3, 1].tolist() == [77, 204]
+    assert source[1].media.content.shape == (2, 5, 7, 3)
+    assert [cause_of(source, i) for i in range(2, 5)] == ["media not decodable"] * 3
 
 
 def test_each_bad_record_has_its_cause(tmp_path):
