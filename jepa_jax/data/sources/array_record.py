@@ -17,10 +17,11 @@ from jepa_jax.data.records import BadRecordError, Limits, Media, Pair, Record
 from jepa_jax.data.sources.fields import MEDIA, TARGETS, find, make_pairs, named, span_of
 from jepa_jax.data.sources.files import check_size, digest
 from jepa_jax.data.sources.frames import decode_frames
+from jepa_jax.data.sources.selection import spread
 
 # What the writers of Examples call media, besides `fields.MEDIA`: "image/encoded", "jpg".
 ENCODED = ("encoded", "jpg", "jpeg", "png", "mp4")
-# So many records are asked for their features.
+# So many records are asked for their features, and as many spread over all.
 RECORDS_ASKED = 20
 THREADS = 16
 
@@ -64,9 +65,9 @@ class ArrayRecordSource:
         self.identity = f"{len(files)} ArrayRecord files {digest(files)} {self._fields}"
 
     def _ask(self, label: str) -> list[str]:
-        """Names of the features of the first records."""
+        """Names of the features of the first records, and of some spread over all."""
         known: dict[str, None] = {}
-        for i in range(min(len(self), RECORDS_ASKED)):
+        for i in [*range(min(len(self), RECORDS_ASKED)), *spread(len(self), RECORDS_ASKED)]:
             try:
                 known |= dict.fromkeys(sorted(self._read(i)))
             except BadRecordError:

@@ -12,7 +12,7 @@ from jepa_jax.data.records import BadRecordError, Limits, Pair
 MEDIA = ("media", "video", "image", "frames", "path", "file", "filename", "file_name")
 TARGETS = ("target", "targets", "caption", "captions", "text", "texts", "answer", "answers")
 QUERIES = ("query", "queries", "question", "questions")
-# Beside the targets by exactly these names.
+# Beside the targets by these names.
 BESIDE = ("kind", "weight")
 SPAN = ("start", "end")
 
@@ -72,16 +72,18 @@ def find(
     if fields.query is None and queries:
         found["query"] = the_one("query", queries, known, label)
     for role in BESIDE:
-        same = [path for path in siblings if leaf(path) == role]
+        same = named(siblings, (role,))
         if getattr(fields, role) is None and same:
-            found[role] = same[0]
+            found[role] = the_one(role, same, known, label)
     return dataclasses.replace(fields, **found)
 
 
 def find_by_name(fields: FieldMap, known: Sequence[str], label: str) -> FieldMap:
     """`find` where names are all there is to go by: a manifest's columns, the keys of a JSON object.
     There `start` and `end`, by these names, are seconds of a span."""
-    spans = {role: role for role in SPAN if getattr(fields, role) is None and role in known}
+    top = [path for path in known if "/" not in path]
+    same = {role: named(top, (role,)) for role in SPAN if getattr(fields, role) is None}
+    spans = {role: the_one(role, paths, known, label) for role, paths in same.items() if paths}
     fields = dataclasses.replace(fields, **spans)
     return find(fields, known, named(known, MEDIA), named(known, TARGETS), label)
 

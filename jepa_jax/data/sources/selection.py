@@ -12,6 +12,11 @@ import numpy as np
 _AT_ONCE, _READ = 2**18, 2**16
 
 
+def spread(count: int, number: int) -> list[int]:
+    """At most so many of the numbers below a count, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(number, count)).astype(int)).tolist()
+
+
 class Kept(Sequence[int]):
     """The numbers below a count, in their order, without some of them: eight bytes for each of those.
 

@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from etils import epath
@@ -16,8 +16,10 @@ from jepa_jax.data.records import BadRecordError
 from jepa_jax.data.sources.fields import is_within, paths_of
 from jepa_jax.data.sources.files import checksum, extension
 from jepa_jax.data.sources.rows import Rows, Scan, csv_lines, csv_rows, json_rows
+from jepa_jax.data.sources.selection import spread
 
-# So many rows are asked for the names of their fields.
+# So many rows are asked for the names of their fields, the first, and as many spread over the others: of
+# files joined into one the later may have other fields.
 ROWS_ASKED = 100
 # Of Parquet: a table of so many bytes is read at once; of others so many rows, through so large a buffer.
 SMALL_TABLE_BYTES, _BATCH_ROWS, _BUFFER_BYTES = 2**20, 1024, 2**20
@@ -79,10 +81,10 @@ class _Lines:
             raise BadRecordError("line not readable", name, str(error)) from error
 
     def values(self, key: str) -> Iterator[tuple[int, Any]]:
-        return ((i, row.get(key)) for i, row in self._readable())
+        return ((i, row.get(key)) for i, row in self._readable(range(len(self))))
 
-    def _readable(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i in range(len(self)):
+    def _readable(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i in indices:
             with contextlib.suppress(BadRecordError):  # told again by `row`
                 yield i, self.row(i)
 
@@ -92,7 +94,8 @@ class _Lines:
     @functools.cached_property
     def known(self) -> tuple[str, ...]:
         found: dict[str, None] = {}
-        for _, row in itertools.islice(self._readable(), ROWS_ASKED):
+        first = itertools.islice(self._readable(range(len(self))), ROWS_ASKED)
+        for _, row in itertools.chain(first, self._readable(spread(len(self), ROWS_ASKED))):
             found |= dict.fromkeys(paths_of(row))
         return tuple(found)
 

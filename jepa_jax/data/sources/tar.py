@@ -24,13 +24,13 @@ from jepa_jax.data.sources.fields import (
     value_at,
 )
 from jepa_jax.data.sources.files import IMAGES, VIDEOS, check_size, digest, read_piece
-from jepa_jax.data.sources.selection import Kept
+from jepa_jax.data.sources.selection import Kept, spread
 from jepa_jax.data.sources.tar_index import Members, StoredIndex, TarIndex, tar_index
 from jepa_jax.places import is_local
 
 # Of a sample's media the first of these: a video goes before its thumbnail.
 MEDIA = VIDEOS + IMAGES
-# So many samples are asked for the fields of their JSON.
+# So many samples are asked for the fields of their JSON, and as many spread over all.
 SAMPLES_ASKED = 20
 MAX_JSON_BYTES = 2**24
 THREADS = 16
@@ -116,7 +116,9 @@ class TarSource:
 
         self._kinds = tuple(sorted(frozenset().union(*(shard.kinds for shard in shards))))
         asked = [b + i for b, shard in zip(self._before, shards, strict=False) for i in shard.with_json]
-        self._fields = self._find(fields, asked[:SAMPLES_ASKED], label)
+        # Some of every part: shards of several origins may have other fields.
+        some = [asked[i] for i in spread(len(asked), SAMPLES_ASKED)]
+        self._fields = self._find(fields, asked[:SAMPLES_ASKED] + some, label)
         used = {path for role, path in dataclasses.asdict(self._fields).items() if path and role != "media"}
         self._text_kinds = used & set(self._kinds)
         self._in_json = used > self._text_kinds

@@ -20,6 +20,10 @@ from .making import LIMITS
             FieldMap(media="image", targets="text", start="start", end="end"),
         ),
         (["image", "qa/text", "qa/kind", "kind"], FieldMap(media="image", targets="qa/text", kind="qa/kind")),
+        (
+            ["Image", "Text", "Start", "END", "Kind", "Weight"],
+            FieldMap(media="Image", targets="Text", start="Start", end="END", kind="Kind", weight="Weight"),
+        ),
         (["image", "qa/text", "weight"], FieldMap(media="image", targets="qa/text")),
     ],
 )
@@ -37,6 +41,8 @@ def test_what_is_named_goes_before_what_is_found():
         find_by_name(FieldMap(start="begin"), known, "set")
     with pytest.raises(ValueError, match="query, question could all be the query"):
         find_by_name(FieldMap(), ["path", "text", "query", "question"], "set")
+    with pytest.raises(ValueError, match="start, Start could all be the start"):
+        find_by_name(FieldMap(), ["path", "text", "start", "Start"], "set")
 
 
 def test_paths_and_values_of_nested_rows():

@@ -90,6 +90,14 @@ def test_a_quoted_field_of_csv_may_hold_line_ends_and_commas(folder):
     assert [source.pairs(i)[0].targets[0] for i in range(len(source))] == ['one,\r\ntwo "x"', "b"]
 
 
+def test_fields_that_only_later_rows_have_are_found(folder):
+    """As of captions and questions in one file, one after the other."""
+    rows = [{"video": "a.mp4", "text": "t"}] * 500 + [{"video": "a.mp4", "text": "t", "query": "q"}] * 30
+    write_jsonl(folder / "manifest.jsonl", rows)
+    source = opened(folder)
+    assert [source.pairs(i)[0].query for i in (0, 499, 500, 529)] == ["", "", "q", "q"]
+
+
 def test_nested_fields_lists_and_weights(folder):
     row = {
         "image": "a.mp4",

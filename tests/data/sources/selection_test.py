@@ -31,5 +31,9 @@ def test_equal_hashes_are_found_however_they_are_read(monkeypatch, at_once, read
     assert selection.with_equal_hashes(zip(numbers, hashes, strict=True)) == expected
 
 
+def test_some_are_spread_over_all():
+    assert [selection.spread(count, 3) for count in (0, 1, 3, 9)] == [[], [0], [0, 1, 2], [0, 4, 8]]
+
+
 def test_no_hashes():
     assert selection.with_equal_hashes([]) == []

@@ -66,6 +66,16 @@ def test_text_in_the_json_alone_with_questions(tmp_path):
         opened(tmp_path, query="q")
 
 
+def test_questions_of_the_last_shard_alone_are_found(tmp_path):
+    for i in range(3):
+        said = {"caption": "c"} | ({"question": "q"} if i == 2 else {})
+        files = {"png": png(), "json": json.dumps(said).encode()}
+        members = [(f"{n}.{kind}", content) for n in range(30) for kind, content in files.items()]
+        write_tar(tmp_path / f"{i}.tar", members)
+    source = opened(tmp_path)
+    assert [source.pairs(i)[0].query for i in (0, 59, 60, 89)] == ["", "", "q", "q"]
+
+
 def test_splits_by_name_or_folder(tmp_path):
     for name in ("train-0", "train-1", "val-0"):
         write_tar(tmp_path / "named" / f"{name}.tar", sample("k", name))
