@@ -31,7 +31,7 @@ from jepa_jax.data.timeline import sample_times
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,ivf,flv,asf,ogg,dv,mxf,nut,rm"
 # Their packets have times of decoding alone (AVI), or not all have times (MPEG program streams): after
 # a seek the guesses are others.
-_WITHOUT_TIMES = ("avi", "mpeg")
+WITHOUT_TIMES = ("avi", "mpeg")
 # The filter nearest to `preprocess`' (as wide as the scale asks, so antialiased), and rounding, not
 # truncation, where there is nothing to scale. On real 720p frames it is 0.3 of 255 levels off an exact
 # conversion with Pillow's filter; FFmpeg's conversion at full size, then Pillow's filter, 1.2.
@@ -155,7 +155,7 @@ def _index(
         if counts.sum() != len(entries):
             return None
         late = np.repeat(delays, counts)[[not entry.is_discard for entry in entries]]
-        if np.ptp(np.diff(np.sort(shown + late))):
+        if (np.diff(np.sort(shown + late)) != steps[0]).any():
             return None
     shift = stream.start_time - shown[0]
     seeks = np.array([entry.timestamp for entry in entries if entry.is_keyframe])
@@ -170,7 +170,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Index:
         for packet in container.demux(stream)
         if packet.size and not packet.is_discard
     ]
-    if any(pts is None for pts, *_ in packets) or container.format.name in _WITHOUT_TIMES:
+    if any(pts is None for pts, *_ in packets) or container.format.name in WITHOUT_TIMES:
         unit = 1 / float(stream.average_rate or 25)
         return _Index(np.arange(len(packets)), len(packets), unit, np.arange(0), np.arange(0))
     packets.sort(key=lambda packet: packet[0])

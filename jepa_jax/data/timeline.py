@@ -7,6 +7,9 @@ from jepa_jax.data.records import BadRecordError
 # A random part is at least so much of what it is taken from: less, and a caption of the whole need not
 # hold for it.
 SHORTEST_PART = 0.5
+# A frame first shown so many seconds before a span still counts as its first: containers round times to half
+# of their unit, others than a cut of them, and people to milliseconds. Never by much of a frame.
+_ROUNDED = 0.0005, 0.001
 
 
 def sample_times(
@@ -49,8 +52,7 @@ def sample_times(
     if not (start < end and end > 0 and (start <= 0 or start < stop * unit)):
         found = f"{start:g} to {end:g} s, of a clip of {stop * unit:g} s"
         raise BadRecordError("span outside the media", name, found)
-    # Half a unit less: the times were rounded, and so was the span.
-    first, last = np.searchsorted(times, np.array([start, end]) / unit - 0.5)
+    first, last = np.searchsorted(times, (np.array([start, end]) - np.clip(unit / 2, *_ROUNDED)) / unit)
     if first == last:
         first = max(np.searchsorted(times, start / unit, "right") - 1, 0)
         last = first + 1

@@ -25,7 +25,9 @@ from jepa_jax.data.build.layout import BuildError
 from jepa_jax.data.build.prepare import Prepare
 from jepa_jax.data.build.runner import BeamRunner, WorkerDiedError
 from jepa_jax.data.build.spans import cut_span
+from jepa_jax.data.decode import read_frames
 from jepa_jax.data.records import BadRecordError, Media
+from tests.data import clips
 from tests.tiny_source import LIMITS, MemorySource, captions
 
 WORDS = tuple(f"caption {i} of {i % 5} cats" for i in range(53))
@@ -431,6 +433,22 @@ def test_a_span_is_cut_without_encoding_it_again(tmp_path, codec, suffix):
             found = shown(cut.content, cut.start, cut.end)
             assert found == shown(content, start, end)
             assert found or end - start < 1 / 30
+
+
+@pytest.mark.parametrize("kind", [{}, {"codec": "mpeg4"}, {"container": "webm", "codec": "libvpx"}])
+def test_the_last_frame_of_a_cut_is_on_show_as_long_as_it_was(kind):
+    times = [40 * i + 20 * (i > 7) + 1000 * (i > 11) for i in range(40)]
+    media = Media(content=clips.clip(40, times=times, **kind), start=0.2, end=0.7)  # 5 to 11, to 1.5 s
+    options = {"resize": None, "crop": clips.HEIGHT, "name": "a", "limits": clips.LIMITS}
+    cut = cut_span(media, 2**24)
+    assert len(cut.content) < len(media.content)
+    found = [clips.numbers(read_frames(m, 9, **options)) for m in (media, cut)]
+    assert found[0] == found[1] == [6, 9, *[11] * 7]
+
+
+def test_a_video_whose_packets_say_no_times_is_stored_whole():
+    content = clips.clip(container="avi", codec="mpeg4", max_b_frames=2)
+    assert cut_span(Media(content=content, start=1.0, end=1.2), 2**24) is None
 
 
 def test_a_span_without_an_end_goes_to_the_end(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from jepa_jax.data.build.spans import cut_span
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.preprocess import centre, resize_and_crop, sample_frames, scaled_size
 from jepa_jax.data.records import BadRecordError, Limits, Media
@@ -102,9 +103,11 @@ def test_a_last_frame_that_comes_late_is_waited_for(codec):
     content = clips.clip(16, codec=codec, times=times, max_b_frames=2)
     with av.open(io.BytesIO(content)) as container:
         assert len(np.unique(np.diff([e.timestamp for e in container.streams.video[0].index_entries]))) == 1
-    # The whole ends as its last frame does, which is on show as long as any.
     assert read_numbers(content, 25) == [*range(15), *[14] * 9, 15]
     assert read_numbers(content, 3, start=0.9) == [15] * 3
+    # Of two frames the times of display are even whatever they are.
+    late = clips.clip(13, times=[40 * i for i in range(12)] + [1500])
+    assert read_numbers(cut_span(Media(content=late, start=0.44), 2**20).content, 2) == [11, 12]
 
 
 def test_one_frame_is_repeated():
@@ -119,6 +122,10 @@ def test_a_span_is_its_frames(kind):
     assert read_numbers(content, 3, start=1.0) == sample_frames(np.arange(25, 53), 3).tolist()
     assert read_numbers(content, 10, end=0.4) == list(range(10))
     assert read_numbers(content, 2, start=0.41, end=0.42) == [10, 10]  # between two frames
+    assert read_numbers(content, 10, start=0.385, end=0.785) == list(
+        range(10, 20)
+    )  # from after 9 to before 20
+    assert read_numbers(content, 10, start=0.4004, end=0.8004) == list(range(10, 20))  # rounded by people
     # What is outside is cut off.
     assert read_numbers(content, 3, start=2.0, end=9.0) == list(range(50, 53))
     for start, end in ((3.0, 4.0), (1.0, 1.0), (1.5, 1.0), (-2.0, -1.0), (float("nan"), 1.0)):

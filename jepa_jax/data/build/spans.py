@@ -9,7 +9,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from jepa_jax.data.decode_video import CONTAINERS
+from jepa_jax.data.decode_video import CONTAINERS, WITHOUT_TIMES
 from jepa_jax.data.records import Media
 
 # How far before a span its keyframe is looked for, in seconds, then farther: what a container finds is a
@@ -64,7 +64,7 @@ def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tup
             if not container.streams.video:
                 return None
             stream = container.streams.best("video")
-            if stream.start_time is None:
+            if stream.start_time is None or container.format.name in WITHOUT_TIMES:
                 return None
             if start > margin:
                 place = stream.start_time + round((start - margin) / stream.time_base)
@@ -80,19 +80,22 @@ def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tup
 def _find(
     container: InputContainer, stream: VideoStream, start: float, end: float | None, max_bytes: int
 ) -> list[Packet]:
-    """The packets from the last keyframe on that is shown at `start` or before; none if there is none
-    where the container stands, or they are too many bytes."""
+    """The packets from the last keyframe on that is shown at `start` or before, to that of the first frame
+    after the span, until which the last one in it is on show; none if there is no such keyframe where the
+    container stands, or they are too many bytes."""
     first = stream.start_time + round(start / stream.time_base)
     stop = None if end is None else stream.start_time + round(end / stream.time_base)
     packets: list[Packet] = []
-    size = 0
+    size, after = 0, math.inf
     for packet in container.demux(stream):
         if not packet.size:
             continue
         if packet.pts is None or packet.dts is None:
             return []
-        if stop is not None and packet.dts > stop:
+        if packet.dts > after:
             break
+        if stop is not None and packet.pts >= stop:
+            after = min(after, packet.pts)
         if packet.is_keyframe and packet.pts <= first:
             packets, size = [], 0
         packets.append(packet)
