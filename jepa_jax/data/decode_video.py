@@ -77,7 +77,7 @@ def read_video(
     """`count` frames of a video of `size` bytes: [T, crop, crop, 3] uint8. See `decode.read_frames`.
 
     Colours are by the matrix and range that the video states, by FFmpeg's BT.601 where it states none;
-    HDR is not tone-mapped.
+    HDR is not tone-mapped, and what is transparent is white.
 
     Raises:
       BadRecordError: the video cannot be used.
@@ -303,10 +303,19 @@ class _Converter:
             raise self._fit.error("media not decodable", "a sampled frame is damaged")
         height, width = self._fit.scaled(frame.height, max(round(frame.width * self._aspect), 1))
         # Planes of R, G and B are filtered in two thirds of the time of interleaved ones.
+        planes = "gbrap" if any(part.is_alpha for part in frame.format.components) else "gbrp"
         small = self._reformatter.reformat(
-            frame, width, height, "gbrp", interpolation=_FILTER, threads=1
+            frame, width, height, planes, interpolation=_FILTER, threads=1
         ).to_ndarray()
-        return centre(_upright(small, frame), self._fit.crop)
+        return _on_white(centre(_upright(small, frame), self._fit.crop))
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, 3] of [H, W, 3], or of [H, W, 4] whose last channel tells how little of the white is seen."""
+    if pixels.shape[2] == 3:
+        return pixels
+    opaque = pixels[..., 3:] / np.float32(255)
+    return np.rint(pixels[..., :3] * opaque + 255 * (1 - opaque)).astype(np.uint8)
 
 
 def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:

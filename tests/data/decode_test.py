@@ -217,6 +217,21 @@ def test_colours_are_those_the_video_states(matrix, red, blue, full_range):
         assert np.abs(read(content, 1, **options)[0, 16, 16] - expected).max() < 2.5
 
 
+def test_what_is_transparent_in_a_video_is_white():
+    """As in an animation; what is under it is anyone's guess."""
+    pixels = np.zeros((clips.HEIGHT, 64, 4), np.uint8) + np.array([200, 100, 50, 51], np.uint8)
+    pixels[:, 32:, 3] = 255
+    frame = av.VideoFrame.from_ndarray(pixels, "rgba")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as output:
+        stream = output.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, clips.HEIGHT, "rgba"
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    found = read(file.getvalue(), 1)[0, 30, [10, 50]].astype(int)
+    assert np.abs(found - [[244, 224, 214], [200, 100, 50]]).max() <= 1
+
+
 # Images and animations.
 
 
