@@ -48,7 +48,11 @@ def _open(dataset: DatasetConfig, limits: Limits) -> Source:
     if (path / INFO).exists():
         return _open_prepared(path, dataset, limits)
     if path.is_file():
-        source = _open_files(path.parent, [path], dataset.split, dataset, limits)
+        files = [path]
+        if extension(path.name) in IMAGES + VIDEOS:  # its text is beside it
+            names = [f"{path.name.rpartition('.')[0]}.{kind}" for kind in ("txt", "TXT")]
+            files += [path.parent / name for name in names if (path.parent / name).exists()][:1]
+        source = _open_files(path.parent, files, dataset.split, dataset, limits)
     else:
         source = _open_folder(path, dataset.split, dataset, limits)
     if source is None:

@@ -278,6 +278,12 @@ def test_media_with_their_texts_beside_them(tmp_path, keeps_promises):
     keeps_promises(source)
 
 
+def test_a_clip_alone_is_read_with_its_text(tmp_path):
+    folder = write(epath.Path(tmp_path), a__mp4=b"a", a__TXT="one", b__mp4=b"b", b__txt="two")
+    assert [opened(folder / name).pairs(0)[0].targets for name in ("a.mp4", "b.mp4")] == [("one",), ("two",)]
+    assert len(opened(folder / "a.mp4")) == 1
+
+
 def test_a_picture_beside_a_video_is_its_thumbnail(tmp_path):
     folder = write(epath.Path(tmp_path), a__jpg=png(), a__mp4=b"a", a__txt="one", b__mp4=b"b", b__png=png())
     source = opened(folder)
