@@ -320,7 +320,10 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
 
 def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """[H, W, C] as the display matrix turns and mirrors it: by multiples of 90 degrees."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside data of a kind that PyAV has no name for, such as EXIF: no mirroring then
+        return np.rot90(pixels, round(frame.rotation / 90))
     if matrix is None:
         return pixels
     # Display x = a * x + c * y, y = b * x + d * y; 2 more columns are of perspective.

@@ -196,6 +196,22 @@ def test_frames_are_upright(matrix):
     assert np.abs(found[::-1].astype(int) - expected).mean() > 10
 
 
+def test_frames_with_data_that_pyav_does_not_know_are_read_and_upright():
+    """EXIF in the frames of Motion JPEG, as cameras write it."""
+    exif = Image.Exif()
+    exif[0x10F] = "a camera"
+    picture = clips.picture(Image.fromarray(clips.numbered(7)), "JPEG", quality=95, exif=exif)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = clips.WIDTH, clips.HEIGHT, "yuvj420p"
+        stream.set_display_matrix((0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30))
+        packet = av.Packet(picture)
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, 0, 0, True
+        output.mux(packet)
+    assert clips.numbers(np.rot90(read(file.getvalue(), 2), axes=(1, 2))) == [7, 7]
+
+
 def test_pixels_are_square():
     assert read_numbers(clips.clip(width=48, aspect=2), 5) == [5, 15, 26, 37, 47]
 
