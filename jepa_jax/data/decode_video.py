@@ -32,6 +32,8 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,ivf,flv,asf,ogg,d
 # Their packets have times of decoding alone (AVI), or not all have times (MPEG program streams): after
 # a seek the guesses are others.
 WITHOUT_TIMES = ("avi", "mpeg")
+# Brands of photographs in ISO boxes (HEIC). FFmpeg's reader has each tile of one as a video.
+_IMAGES = ("heic", "heix", "heim", "heis", "mif1")
 # The filter nearest to `preprocess`' (as wide as the scale asks, so antialiased), and rounding, not
 # truncation, where there is nothing to scale. On real 720p frames it is 0.3 of 255 levels off an exact
 # conversion with Pillow's filter; FFmpeg's conversion at full size, then Pillow's filter, 1.2.
@@ -117,6 +119,9 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
             raise fit.error("media truncated", "the file ends inside one of its boxes") from error
         raise
     with container:
+        is_tiled = any(s.disposition & Disposition.dependent for s in container.streams.video)
+        if is_tiled and container.metadata.get("major_brand") in _IMAGES:
+            raise fit.error("media not decodable", "a HEIF image of several tiles: save it as JPEG")
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise fit.error("no video stream")
