@@ -7,6 +7,8 @@ import numpy as np
 
 # Boxes of boxes, on the way to the tables of frames.
 _NESTED = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
+# FFmpeg goes no deeper.
+_DEEPEST = 10
 # Where a table has its number of frames: a field, or the first of each pair of a list.
 _FIELDS = {b"stsz": 8, b"stz2": 8, b"trun": 4}
 _LISTS = (b"stts", b"ctts")
@@ -50,11 +52,11 @@ def _pairs(file: BinaryIO, begin: int, end: int) -> np.ndarray:
     return np.frombuffer(content, ">u4", len(content) // 8 * 2).reshape(-1, 2)
 
 
-def _tables(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """All tables of frames, however deep in their order of nesting."""
+def _tables(file: BinaryIO, begin: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """All tables of frames, in whatever order of nesting; a forged one may be without end."""
     for kind, first, last in _boxes(file, begin, end):
-        if kind in _NESTED:
-            yield from _tables(file, first, min(last, end))
+        if kind in _NESTED and depth < _DEEPEST:
+            yield from _tables(file, first, min(last, end), depth + 1)
         elif kind in _FIELDS or kind in _LISTS:
             yield kind, first, min(last, end)
 

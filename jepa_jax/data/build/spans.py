@@ -9,6 +9,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from jepa_jax.data.boxes import claimed_frames
 from jepa_jax.data.decode_video import CONTAINERS, WITHOUT_TIMES
 from jepa_jax.data.records import Media
 
@@ -22,7 +23,11 @@ def open_video(file: BinaryIO) -> InputContainer:
 
     Raises:
       av.FFmpegError: it is none.
+      ValueError: it claims more frames than it has bytes, for which FFmpeg would take memory.
     """
+    size = file.seek(0, io.SEEK_END)
+    if claimed_frames(file, size) > size:
+        raise ValueError(f"more frames than {size} bytes can hold")
     return av.open(file, container_options={"format_whitelist": CONTAINERS})
 
 
