@@ -113,7 +113,8 @@ class PartModel:
         Raises:
           ValueError: the source had none beside it.
         """
-        return Tokenizer(str(self._directory))
+        rows = getattr(getattr(self.config, "llama", self.config), "vocab_size", None)
+        return Tokenizer(str(self._directory), vocab_size=rows)
 
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
         return in_batches(function, self._state, self._graphdef, _BATCH_SIZE, *arrays)
