@@ -36,6 +36,8 @@ from weights_conversion.sources import TOKENIZER_FILES
 _SHARD_BYTES = 2**30
 # Fields of older configurations that newer ones say otherwise.
 _STALE = ("rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern")
+# Fields that neither our configuration nor a shape holds: a source's own are better than ours.
+_GUESSED = ("pred_num_attention_heads", "max_position_embeddings")
 _TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -146,7 +148,11 @@ def export(weights: Weights, folder: pathlib.Path, dtype: np.dtype | None = None
     if original.get("model_type") == reference["model_type"]:
         # What our configuration does not hold (token ids, dropout) goes back as it came.
         kept = {name: value for name, value in original.items() if name not in _STALE}
-        reference = kept | reference
+        known = {name: original[name] for name in _GUESSED if name in original}
+        reference = kept | reference | known
+    if dtype is not None:
+        reference.pop("torch_dtype", None)
+        reference["dtype"] = dtype.name
     (folder / "config.json").write_text(json.dumps(reference, indent=2) + "\n")
 
     def cast(x: np.ndarray) -> np.ndarray:

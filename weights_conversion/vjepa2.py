@@ -1,5 +1,6 @@
 """V-JEPA 2: the name tables of Hugging Face's and of Meta's own checkpoints."""
 
+import math
 from collections.abc import Mapping
 
 from jepa_jax.config import XEncoderConfig
@@ -152,12 +153,18 @@ def config_to(config: XEncoderConfig) -> dict:
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
-        "mlp_ratio": config.mlp_width / config.width,
+        "mlp_ratio": _ratio(config.mlp_width, config.width),
         "crop_size": config.image_size,
         "patch_size": config.patch_size,
         "tubelet_size": config.tubelet_size,
         "layer_norm_eps": config.norm_eps,
     }
+
+
+def _ratio(mlp_width: int, width: int) -> float:
+    """What `transformers` multiplies a width by, rounding down, to have the MLP's."""
+    ratio = mlp_width / width
+    return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)
 
 
 def config_of_shapes(
@@ -187,7 +194,7 @@ def config_of_shapes(
 
 def clean_meta_names(state: Mapping[str, object]) -> dict[str, object]:
     """Meta's names without the wrappers' `module.` and `backbone.`."""
-    return {name.removeprefix("module.").removeprefix("backbone."): x for name, x in state.items()}
+    return {str(name).removeprefix("module.").removeprefix("backbone."): x for name, x in state.items()}
 
 
 def predictor_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
@@ -201,5 +208,5 @@ def predictor_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
         # The released predictors have 12 heads.
         "pred_num_attention_heads": 12 if width % 12 == 0 else 1,
         "pred_num_mask_tokens": shapes["predictor.embeddings.mask_tokens"][0],
-        "pred_mlp_ratio": mlp_width / width,
+        "pred_mlp_ratio": _ratio(mlp_width, width),
     }
