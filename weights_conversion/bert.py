@@ -56,7 +56,7 @@ def config_from(reference, pool: str = "mean") -> BertConfig:
     Raises:
       ConversionError: it asks for something that is not built.
     """
-    require(reference, hidden_act="gelu", position_embedding_type="absolute")
+    require(reference, hidden_act="gelu", position_embedding_type="absolute", is_decoder=False)
     return BertConfig(
         vocab_size=reference.vocab_size,
         width=reference.hidden_size,

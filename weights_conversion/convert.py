@@ -122,16 +122,20 @@ def prepare(
                 return _gemma(source, dense_heads, assignments)
             case "bert":
                 return _bert(source, assignments)
-    return _open_vljepa(source, assignments)
+        return _open_vljepa(source, assignments)
 
 
 @contextlib.contextmanager
 def _as_conversion_error() -> Iterator[None]:
-    """A configuration that our own classes refuse is the source's fault."""
+    """A configuration that our own classes refuse, or that cannot be reckoned with, is the source's fault."""
     try:
         yield
     except ValidationError as error:
         raise ConversionError(flags.explain(error, "the source's configuration")) from error
+    except flags.UsageError:
+        raise
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+        raise ConversionError(f"the source's configuration does not work: {error}") from error
 
 
 def _vjepa2(source: Source, assignments) -> Conversion:
@@ -296,9 +300,9 @@ def _plain(value):
 
 def max_length(conversion: Conversion) -> int | None:
     sentence, config = conversion.source.sentence, conversion.config
-    if sentence is not None and sentence.max_length:
-        return int(sentence.max_length)
-    return config.max_length if isinstance(config, BertConfig) else None
+    bounds = [sentence.max_length if sentence else None]
+    bounds.append(config.max_length if isinstance(config, BertConfig) else None)
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 @contextlib.contextmanager

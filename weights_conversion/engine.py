@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -26,6 +27,23 @@ def require(config, **wanted) -> None:
         found = getattr(config, name, value)
         if found != value:
             raise ConversionError(f"config.json: {name}={found!r}; only {value!r} is built")
+
+
+def require_plain_rope(metadata: Mapping[str, Any], architecture: str, head_size: int) -> None:
+    """Raise ConversionError where a GGUF file asks for rotary positions that are scaled, but by divisors
+    among its tensors, or that turn part of a head."""
+    get = lambda key, default: metadata.get(f"{architecture}.rope.{key}", default)
+    # Linear is what llama.cpp takes where the file has no type, and 0 is its word for no factor.
+    kind, factor = get("scaling.type", "linear"), get("scaling.factor", get("scale_linear", 1.0))
+    if kind != "none" and (kind != "linear" or factor not in (0.0, 1.0)):
+        raise ConversionError(
+            f"the GGUF file: rotary scaling {kind!r} by {factor}; only llama3's and none are built"
+        )
+    turned = get("dimension_count", head_size)
+    if turned != head_size:
+        raise ConversionError(
+            f"the GGUF file: rotary positions for {turned} of a head's {head_size} numbers; all are built"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,10 +115,14 @@ def _cut(x: np.ndarray, share: tuple[int, int]) -> np.ndarray:
     return x[k * size : (k + 1) * size] if n > 1 else x
 
 
-def _shape_after(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape a source tensor of this shape would have as ours; nothing is allocated."""
+def _shape_after(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape a source tensor of this shape would have as ours, None where it has too few or too many
+    axes; nothing is allocated."""
     placeholder = np.broadcast_to(np.zeros((), np.bool_), shape)
-    return rule.transform.forward(_cut(placeholder, rule.share)).shape
+    try:
+        return rule.transform.forward(_cut(placeholder, rule.share)).shape
+    except (ValueError, IndexError):
+        return None
 
 
 def _problems_of(rule: Rule, tensors: Tensors, expected: tuple[int, ...]) -> Iterator[str]:
@@ -116,11 +138,7 @@ def _problems_of(rule: Rule, tensors: Tensors, expected: tuple[int, ...]) -> Ite
         if info.dtype not in TYPES:
             yield f"{name}: type {info.dtype}; float32, bfloat16 and float16 are read"
             continue
-        try:
-            shape = _shape_after(rule, info.shape)
-        except ValueError:
-            shape = None
-        if shape != wanted or (info.shape[:1] and info.shape[0] % rule.share[1]):
+        if _shape_after(rule, info.shape) != wanted or (info.shape[:1] and info.shape[0] % rule.share[1]):
             yield f"{name}: shape {info.shape} does not give {rule.ours} {wanted}"
     if len(types) > 1:
         yield f"{rule.ours}: its layers come in different types ({', '.join(sorted(map(str, types)))})"
@@ -181,7 +199,7 @@ def plan(
     for rule in present:
         first = tensors.info.get(rule.names()[0])
         layers = () if rule.layers is None else (len(rule.layers),)
-        shapes[rule.ours] = layers + _shape_after(rule, first.shape) if first else layers
+        shapes[rule.ours] = layers + ((first and _shape_after(rule, first.shape)) or ())
         problems += _problems_of(rule, tensors, shapes[rule.ours])
     taken = {name for rule in (*rules, *present) for name in rule.names()}
     known = re.compile("|".join(f"(?:{u.pattern})" for u in unused) or r"(?!)")

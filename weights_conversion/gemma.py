@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jepa_jax.config import YEncoderConfig
-from weights_conversion.engine import SAME, TRANSPOSE, ConversionError, Rule, Transform, Unused
+from weights_conversion.engine import (
+    SAME,
+    TRANSPOSE,
+    ConversionError,
+    Rule,
+    Transform,
+    Unused,
+    require_plain_rope,
+)
 from weights_conversion.tensors import Tensors
 
 UNUSED = [
@@ -82,6 +90,9 @@ def config_from(reference, dense_widths: Sequence[int] = ()) -> YEncoderConfig:
     for kind in ("sliding_attention", "full_attention"):
         if rope[kind]["rope_type"] != "default":
             raise ConversionError(f"config.json: rotary scaling {rope[kind]['rope_type']!r} is not built")
+    strange = set(reference.layer_types) - {"sliding_attention", "full_attention"}
+    if strange:
+        raise ConversionError(f"config.json: layer_types have {min(strange)!r}, which is not built")
     full = [kind == "full_attention" for kind in reference.layer_types]
     full_every = full.index(True) + 1 if any(full) else len(full) + 1
     if full != [(i + 1) % full_every == 0 for i in range(len(full))]:
@@ -152,6 +163,7 @@ def config_from_gguf(metadata: Mapping, tensors: Tensors) -> YEncoderConfig:
         get = lambda key: metadata[f"gemma3.{key}"]
         heads = get("attention.head_count")
         head_size = tensors.info["blk.0.attn_q.weight"].shape[0] // heads
+        require_plain_rope(metadata, "gemma3", head_size)
         return YEncoderConfig(
             vocab_size=tensors.info["token_embd.weight"].shape[0],
             width=get("embedding_length"),
@@ -163,6 +175,7 @@ def config_from_gguf(metadata: Mapping, tensors: Tensors) -> YEncoderConfig:
             window=get("attention.sliding_window") // 2,
             full_every=metadata.get("gemma3.attention.sliding_window_pattern", 6),
             rope_theta_full=float(f"{metadata.get('gemma3.rope.freq_base', 1e6):.7g}"),
+            rope_theta_sliding=float(f"{metadata.get('gemma3.rope.freq_base_swa', 1e4):.7g}"),
             query_scalar=float(head_size),
             norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.7g}"),
         )

@@ -14,6 +14,7 @@ from weights_conversion.engine import (
     Rule,
     Unused,
     neighbours_to_halves,
+    require_plain_rope,
 )
 from weights_conversion.tensors import Tensors
 
@@ -219,6 +220,7 @@ def config_from_gguf(metadata: Mapping, tensors: Tensors) -> LanguageModelConfig
         )
     except KeyError as error:
         raise ConversionError(f"the GGUF file does not say {error}: no Llama") from error
+    require_plain_rope(metadata, "llama", config.head_size)
     if "rope_freqs.weight" in tensors.info:
         config = dataclasses.replace(config, rope_scaling=_scaling(config, tensors.read("rope_freqs.weight")))
     return LanguageModelConfig(llama=config, head="own" if "output.weight" in tensors.info else "tied")
@@ -241,11 +243,11 @@ def _scaling(config: LlamaConfig, divisors: np.ndarray) -> RopeScaling:
     return scaling
 
 
-def axis_of(name: str, vocab_size: int, info) -> int | None:
-    """The axis along which Meta's consolidated files cut a tensor."""
+def axis_of(name: str, width: int, info) -> int | None:
+    """The axis along which Meta's consolidated files cut a tensor, of whose slice `info` is."""
     if any(part in name for part in (".wo.", ".w2.")):
         return 1
     if name == "tok_embeddings.weight":
         # Llama 3 cuts the vocabulary, its predecessors the width.
-        return 0 if info.shape[0] != vocab_size else 1
+        return 0 if info.shape[-1:] == (width,) else 1
     return 0 if any(part in name for part in (".wq.", ".wk.", ".wv.", ".w1.", ".w3.", "output.")) else None

@@ -23,6 +23,8 @@ from weights_conversion.tensors import (
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a hub name is downloaded for; other formats of the same weights are left where they are.
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]
+# No text is so long.
+_NO_BOUND = 10**9
 _MODEL_TYPES = ("vjepa2", "llama", "gemma3_text", "bert")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -139,11 +141,15 @@ def _download(name: str) -> tuple[pathlib.Path, str]:
     return folder, folder.name
 
 
-def _read_json(file: pathlib.Path) -> Any:
+def _read_json(file: pathlib.Path, kind: type = dict) -> Any:
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} is no JSON file ({error}): download it again") from error
+    if not isinstance(found, kind):
+        wanted = "object" if kind is dict else "list"
+        raise UsageError(f"{file} does not hold the JSON {wanted} it should: download it again")
+    return found
 
 
 def _open_folder(path: pathlib.Path) -> Source:
@@ -167,13 +173,25 @@ def _open_file(path: pathlib.Path, encoder: str, x_encoder: str | None) -> Sourc
             return _open_gguf(path)
         case ".safetensors":
             if (path.parent / "config.json").is_file():
-                return _open_folder(path.parent)
+                return _open_folder_of(path)
             raise UsageError(f"{path} needs the config.json that belongs to it, in the same folder")
         case ".pth" if path.name.startswith("consolidated."):
-            return _open_folder(path.parent)
+            return _open_folder_of(path)
         case ".pt" | ".pth" | ".bin" | ".ckpt":
             return _open_pickle(path, encoder, x_encoder)
     raise UsageError(f"{path} is of no kind that is known: {_ACCEPTED}")
+
+
+def _open_folder_of(path: pathlib.Path) -> Source:
+    """The folder around a file that must be one of those its weights are read from."""
+    source = _open_folder(path.parent)
+    if path not in source.tensors.files:
+        used = ", ".join(file.name for file in source.tensors.files[:3])
+        raise UsageError(
+            f"{path} is not what is read from its folder ({used}): give it a folder of its own, under the "
+            "name that its format has"
+        )
+    return source
 
 
 def _inside(root: pathlib.Path, name: str) -> pathlib.Path:
@@ -211,7 +229,7 @@ def _weights(path: pathlib.Path) -> Tensors:
 
 def _open_hugging_face(path: pathlib.Path) -> Source:
     config = _read_json(path / "config.json")
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = config.get("model_type")
     if kind not in _MODEL_TYPES:
         raise UsageError(
             f"{path / 'config.json'} is of model type {kind!r}; converted are {', '.join(_MODEL_TYPES)}"
@@ -220,10 +238,11 @@ def _open_hugging_face(path: pathlib.Path) -> Source:
 
 
 def _open_sentence_folder(path: pathlib.Path) -> Source:
-    modules = _read_json(path / "modules.json")
     found = SentenceModules(folder=path)
     model = None
-    for module in modules:
+    for module in _read_json(path / "modules.json", list):
+        if not isinstance(module, dict):
+            raise UsageError(f"{path / 'modules.json'} lists {module!r}, which is no module")
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
         place = _inside(path, str(module.get("path", "")))
         match kind:
@@ -239,8 +258,7 @@ def _open_sentence_folder(path: pathlib.Path) -> Source:
                 raise UsageError(f"{path / 'modules.json'} has a module {kind!r} that is not built")
     if model is None:
         raise UsageError(f"{path / 'modules.json'} names no Transformer")
-    if (model / "sentence_bert_config.json").is_file():
-        found.max_length = _read_json(model / "sentence_bert_config.json").get("max_seq_length")
+    found.max_length = _max_length(model)
     source = _open_hugging_face(model)
     source.root, source.sentence = path, found
     found.folder = model
@@ -252,10 +270,25 @@ def _open_sentence_folder(path: pathlib.Path) -> Source:
     return source
 
 
+def _max_length(model: pathlib.Path) -> int | None:
+    """Tokens that sentence-transformers cuts a text to. From version 6 on it leaves that to the tokenizer,
+    whose configuration has an astronomical number where there is no bound."""
+    places = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
+    for name, key in places:
+        found = _read_json(model / name).get(key) if (model / name).is_file() else None
+        if found is None:
+            continue
+        if not isinstance(found, int | float) or not found >= 1:
+            raise UsageError(f"{model / name}: {key}={found!r} must be a number from 1 on")
+        return int(found) if found < _NO_BOUND else None
+    return None
+
+
 def _pool(config: Mapping, place: pathlib.Path) -> str:
     """Both spellings of sentence-transformers: one mode by name, or a flag for each."""
     named = config.get("pooling_mode")
-    modes = [named] if named else [k.removeprefix("pooling_mode_") for k, on in config.items() if on is True]
+    flags = [k.removeprefix("pooling_mode_") for k, on in config.items() if on is True]
+    modes = [str(named)] if named else flags
     known = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}
     found = [mode for mode in modes if mode not in ("include_prompt",)]
     if len(found) != 1 or found[0] not in known:
@@ -287,10 +320,9 @@ def _open_meta_llama(path: pathlib.Path) -> Source:
     shards = [Pickled(file) for file in files]
     if "tok_embeddings.weight" not in shards[0].info:
         raise UsageError(f"{files[0]} is no Llama of Meta's: it has no tok_embeddings.weight")
-    vocab_size = int(params.get("vocab_size", -1))
 
     def axis_of(name: str) -> int | None:
-        return llama.axis_of(name, vocab_size, shards[0].info[name])
+        return llama.axis_of(name, params.get("dim"), shards[0].info[name])
 
     return Source("llama_meta", ModelParallel(shards, axis_of), params, path)
 
@@ -329,7 +361,7 @@ def _open_meta_vjepa2(path: pathlib.Path, content: dict, encoder: str) -> Source
     if not isinstance(content.get(encoder), dict):
         there = ", ".join(name for name in (*vjepa2.ENCODERS, "ema_encoder") if name in content)
         raise UsageError(f"{path} has no {encoder}: it has {there}; choose with --encoder")
-    if any("patch_embed_img" in name for name in content[encoder]):
+    if any("patch_embed_img" in str(name) for name in content[encoder]):
         raise UsageError(
             f"{path} is a V-JEPA 2.1 encoder (image patches, modality embeddings, several norms), which is "
             "another architecture: V-JEPA 2's are converted"
@@ -348,7 +380,7 @@ def _open_meta_vjepa2(path: pathlib.Path, content: dict, encoder: str) -> Source
 def _open_vljepa(path: pathlib.Path, key: str | None, saved: Mapping, x_encoder: str | None) -> Source:
     def select(content):
         state = content if key is None else content[key]
-        return {name.removeprefix("module."): x for name, x in state.items()}
+        return {str(name).removeprefix("module."): x for name, x in state.items()}
 
     tensors: Tensors = Pickled(path, select)
     if not any(name.startswith("x_encoder.") for name in tensors.info):

@@ -126,6 +126,14 @@ def _torch_info(tensor) -> TensorInfo:
         return TensorInfo(tuple(tensor.shape), np.dtype(np.void))
 
 
+def _is_plain(tensor) -> bool:
+    """Not sparse, not without contents, and not a view that claims more numbers than the file holds."""
+    torch = import_torch()
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def to_numpy(tensor) -> np.ndarray:
     """A copy of a PyTorch tensor in its own type."""
     torch = import_torch()
@@ -150,7 +158,15 @@ class Pickled:
 
     def _open(self):
         found = self._select(load_pickle(self.files[0]))
-        self._tensors = {name: x for name, x in found.items() if hasattr(x, "shape")}
+        if not isinstance(found, dict):
+            raise UsageError(f"{self.files[0]} holds a {type(found).__name__}, not a state dict")
+        self._tensors = {str(name): x for name, x in found.items() if hasattr(x, "shape")}
+        for name, x in self._tensors.items():
+            if not _is_plain(x):
+                raise UsageError(
+                    f"{self.files[0]}: {name} is not plain numbers, each of them in the file: ask for "
+                    "safetensors"
+                )
         self._touched = 0
 
     def read(self, name: str) -> np.ndarray:
@@ -174,6 +190,17 @@ class Joined:
         return source.read(inner)
 
 
+def _joined(shapes: Sequence[tuple[int, ...]], axis: int | None) -> tuple[int, ...] | None:
+    """The shape of slices put together along an axis, or of copies; None where they do not fit."""
+    first = shapes[0]
+    if axis is None:
+        return first if set(shapes) == {first} else None
+    around = {(len(shape), shape[:axis], shape[axis + 1 :]) for shape in shapes}
+    if len(around) > 1 or len(first) <= axis:
+        return None
+    return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
+
+
 class ModelParallel:
     """Meta's consolidated.NN.pth: every file holds a slice of each matrix.
 
@@ -190,10 +217,12 @@ class ModelParallel:
             raise UsageError(f"{self.files[0].parent}: the consolidated files hold different tensors")
         self.info = {}
         for name, info in shards[0].info.items():
-            shape, axis = list(info.shape), axis_of(name)
-            if axis is not None:
-                shape[axis] = sum(shard.info[name].shape[axis] for shard in shards)
-            self.info[name] = TensorInfo(tuple(shape), info.dtype)
+            shapes = [shard.info[name].shape for shard in shards]
+            shape = _joined(shapes, axis_of(name))
+            if shape is None:
+                found = ", ".join(map(str, shapes))
+                raise UsageError(f"{self.files[0].parent}: the slices of {name} do not fit together: {found}")
+            self.info[name] = TensorInfo(shape, info.dtype)
 
     def read(self, name: str) -> np.ndarray:
         axis = self._axis_of(name)

@@ -267,3 +267,106 @@ def test_what_is_no_source(tmp_path, refused):
 def test_an_unknown_flag_or_field(whole, refused):
     assert "unknown argument '--sorce=x'" in one_line(refused(whole / "bert", "--sorce=x"))
     assert "did you mean width?" in one_line(refused(whole / "bert", "--config.widht=3"))
+
+
+@pytest.mark.parametrize("file", ["modules.json", "1_Pooling/config.json", "2_Dense/config.json"])
+@pytest.mark.parametrize("text", ["3", "null", '"x"'])
+def test_a_module_s_file_of_another_form(file, text, whole, tmp_path, refused):
+    source = copy(whole, "gemma", tmp_path)
+    (source / file).write_text(text)
+    assert f"{file} does not hold the JSON" in one_line(refused(source))
+
+
+def test_files_that_name_no_module_pool_length_or_shard(whole, tmp_path, refused):
+    source = copy(whole, "gemma", tmp_path)
+    for length in ("long", [3], -3):
+        (source / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+        assert f"max_seq_length={length!r} must be a number" in one_line(refused(source))
+    edit(source / "1_Pooling" / "config.json", pooling_mode=["mean"])
+    assert "pools by" in one_line(refused(source))
+    (source / "modules.json").write_text("[1]")
+    assert "lists 1, which is no module" in one_line(refused(source))
+    source = copy(whole, "shards", tmp_path)
+    (source / "model.safetensors.index.json").write_text("[]")
+    assert "index.json does not hold the JSON object" in one_line(refused(source))
+
+
+def test_a_file_that_its_folder_s_weights_are_not_read_from(whole, tmp_path, refused):
+    """Another file beside model.safetensors was named, and model.safetensors converted."""
+    source = copy(whole, "bert", tmp_path)
+    shutil.copyfile(source / "model.safetensors", source / "mine.safetensors")
+    assert "mine.safetensors is not what is read from its folder (model.safetensors)" in one_line(
+        refused(source / "mine.safetensors")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("bert", {"is_decoder": True}, "is_decoder=True; only False is built"),
+        ("gemma", {"layer_types": ["chunked_attention"] * 3}, "'chunked_attention', which is not built"),
+        ("shards", {"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "does not work: could"),
+        ("shards", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "does not work: float"),
+    ],
+)
+def test_a_configuration_of_something_else(name, changes, words, whole, tmp_path, refused):
+    source = copy(whole, name, tmp_path)
+    edit(source / "config.json", **changes)
+    assert words in one_line(refused(source))
+
+
+def test_params_json_that_says_nothing_of_use(tmp_path, refused):
+    weights, params = folders.meta_llama(folders.llama(2))
+    source = folders.save_meta_llama(weights, params, tmp_path / "llama")
+    for changes, words in (
+        ({"dim": "wide"}, "does not work: invalid literal"),
+        ({"n_heads": 0}, "does not work: integer division"),
+        ({"n_layers": None}, "does not work: int()"),
+    ):
+        (source / "params.json").write_text(json.dumps(params | changes))
+        assert words in one_line(refused(source))
+    (source / "params.json").write_text("[]")
+    assert "params.json does not hold the JSON object" in one_line(refused(source))
+
+
+def test_slices_that_do_not_fit_together(tmp_path, refused):
+    weights, params = folders.meta_llama(folders.llama(2))
+    for spoilt in (torch.ones(42, 53), torch.tensor(1.0)):
+        source = folders.save_meta_llama(weights, params, tmp_path / str(spoilt.ndim), 2)
+        file = source / "consolidated.01.pth"
+        torch.save(torch.load(file) | {"layers.0.attention.wq.weight": spoilt}, file)
+        assert "slices of layers.0.attention.wq.weight do not fit together: (42, 54), " in one_line(
+            refused(source)
+        )
+
+
+NORM, QKV = "module.backbone.norm.weight", "module.backbone.blocks.0.attn.qkv.weight"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ({NORM: torch.ones(66).to_sparse()}, "norm.weight is not plain numbers"),
+        ({NORM: torch.ones(66, device="meta")}, "norm.weight is not plain numbers"),
+        ({NORM: torch.ones(1).expand(66)}, "norm.weight is not plain numbers"),
+        ({NORM: torch.tensor(1.0)}, "norm.weight: shape () does not give norm/scale (66,)"),
+        ({QKV: torch.tensor(1.0)}, "qkv.weight: shape () does not give"),
+        ({1: torch.ones(2)}, "1: nobody takes it"),
+    ],
+)
+def test_tensors_of_a_pickle_that_are_no_weights(encoder, words, whole, tmp_path, refused):
+    """A view of one number that claims to be a trillion was worked through, until memory ended."""
+    content = torch.load(whole / "vitl.pt")
+    torch.save({"encoder": content["encoder"] | encoder}, tmp_path / "odd.pt")
+    assert words in refused(tmp_path / "odd.pt", "--config.heads=3", "--config.image_size=35")
+
+
+def test_pickles_that_hold_no_state_dict(whole, tmp_path, refused):
+    torch.save({"model": {1: torch.ones(2)}}, tmp_path / "numbered.pt")
+    assert "is of no kind that is known" in one_line(refused(tmp_path / "numbered.pt"))
+    torch.save({"encoder": {1: torch.ones(2)}}, tmp_path / "encoder.pt")
+    assert "no V-JEPA 2 encoder" in one_line(refused(tmp_path / "encoder.pt"))
+    source = copy(whole, "bert", tmp_path)
+    (source / "model.safetensors").unlink()
+    torch.save([1, 2], source / "pytorch_model.bin")
+    assert "holds a list, not a state dict" in one_line(refused(source))

@@ -168,14 +168,18 @@ def meta_llama(model: transformers.LlamaForCausalLM) -> tuple[dict[str, torch.Te
     return {name: x.clone() for name, x in found.items()}, params
 
 
-def save_meta_llama(tensors: dict, params: dict, folder: pathlib.Path, shards: int = 1) -> pathlib.Path:
-    """consolidated.NN.pth, cut as Meta's model parallelism cuts: Llama 3 along the vocabulary."""
+def save_meta_llama(
+    tensors: dict, params: dict, folder: pathlib.Path, shards: int = 1, *, embedding_axis: int = 0
+) -> pathlib.Path:
+    """consolidated.NN.pth, cut as Meta's model parallelism cuts: the token embedding along the vocabulary
+    in Llama 3, along the width (1) in its predecessors."""
     folder.mkdir()
     (folder / "params.json").write_text(json.dumps(params))
     for k in range(shards):
         piece = {}
         for name, x in tensors.items():
             axis = 1 if ".wo." in name or ".w2." in name else None if "norm" in name or "freqs" in name else 0
+            axis = embedding_axis if name == "tok_embeddings.weight" else axis
             piece[name] = x if axis is None else x.chunk(shards, axis)[k].clone()
         torch.save(piece, folder / f"consolidated.{k:02d}.pth")
     return folder

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import jepa_jax
 from jepa_jax import flags, parts
 from tests import tiny
+from tests.models import reference
 from tests.weights_conversion import folders
 from weights_conversion import export
 from weights_conversion.__main__ import main
@@ -74,6 +75,26 @@ def test_there_and_back_every_bit_and_name_is_the_source_s(kind, dtype, tmp_path
         assert torch.equal(found[name], x), name
     _, report = reader.from_pretrained(back, output_loading_info=True)
     assert not any(report.values()), report
+
+
+def test_the_configuration_goes_there_and_back(tmp_path):
+    """What has no place in ours too: the predictor's heads, and how long a Llama's texts may be."""
+    language_model = folders.llama(2)
+    language_model.config.max_position_embeddings = 77
+    for name, model in (("llama", language_model), ("vjepa2", folders.vjepa2()), ("bert", folders.bert())):
+        source = folders.save(model, tmp_path / name, torch.bfloat16)
+        part = convert(source, tmp_path / f"{name}_part")
+        config = json.loads((source / "config.json").read_text())
+        for options, dtype in (((), "bfloat16"), (("--dtype=float32",), "float32")):
+            back = way_back(part, tmp_path / f"{name}_{dtype}", *options)
+            assert json.loads((back / "config.json").read_text()) == config | {"dtype": dtype}
+            assert type(model).from_pretrained(back).dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(("width", "mlp_width"), [(98, 4096), (166, 442)])
+def test_a_width_that_the_reference_s_ratio_would_round_off(width, mlp_width):
+    config = tiny.x_encoder(width=width, mlp_width=mlp_width, heads=2)
+    assert reference.from_vjepa2(reference.to_vjepa2(config)) == config
 
 
 def test_dense_heads_go_there_and_back(tmp_path):
@@ -183,6 +204,16 @@ def test_meta_s_llama_computes_what_meta_s_arithmetic_does(shards, tied, tmp_pat
     ids = np.random.default_rng(0).integers(0, 42, (2, 13), np.int32)
     logits = jepa_jax.load(part).logits(ids, np.ones(ids.shape, bool))
     tiny.assert_close(logits, meta_forward(weights, params, ids), 2e-5)
+
+
+def test_llama_2_s_slices(tmp_path):
+    """Its params.json says -1 for the vocabulary's size, and its token embedding is cut along the width."""
+    model = folders.llama(2, tied=False, rope_scaling=None, mlp_width=66, vocab_size=42)
+    weights, params = folders.meta_llama(model)
+    params |= {"vocab_size": -1}
+    source = folders.save_meta_llama(weights, params, tmp_path / "source", 2, embedding_axis=1)
+    hugging_face = convert(folders.save(model, tmp_path / "hf"), tmp_path / "b")
+    assert_same(convert(source, tmp_path / "part"), hugging_face)
 
 
 @pytest.mark.parametrize(("extra", "factor"), [({}, 32.0), ({"rope_scaling_factor": 8}, 8.0)])

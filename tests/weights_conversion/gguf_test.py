@@ -8,11 +8,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the references are PyTorch's, of the extra `convert`")
 gguf = pytest.importorskip("gguf", reason="the sources are written with gguf, of the extra `convert`")
 
-from jepa_jax import parts
+from jepa_jax import flags, parts
 from jepa_jax.config import RopeScaling
 from jepa_jax.models.layers import rope_frequencies
 from tests.weights_conversion import folders
 from tests.weights_conversion.formats_test import arrays, assert_same, convert
+from weights_conversion.__main__ import main
 
 BLOCK = {
     "attn_norm": "input_layernorm",
@@ -42,8 +43,9 @@ def write(path: pathlib.Path, kind: str, config, tensors: dict, numbers: dict) -
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
     for name, value in numbers.items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"{kind}.{name}", value)
+        add[type(value)](f"{kind}.{name}", value)
     for name, x in tensors.items():
         if isinstance(x, tuple):  # already quantised: (bytes, type)
             writer.add_tensor(name, x[0], raw_dtype=x[1])
@@ -87,6 +89,24 @@ def test_a_llama_is_hugging_face_s(tmp_path):
     assert parts.open_part(part).config == parts.open_part(hugging_face).config
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "rotary scaling 'linear' by 4.0; only"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "rotary scaling 'yarn' by 4.0; only"),
+        ({"rope.scale_linear": 4.0}, "rotary scaling 'linear' by 4.0; only"),
+        ({"rope.dimension_count": 10}, "rotary positions for 10 of a head's 14 numbers"),
+        ({"rope.scaling.type": "none", "rope.dimension_count": 14, "rope.scale_linear": 1.0}, None),
+    ],
+)
+def test_rotary_positions_that_are_not_built_are_refused(said, words, tmp_path, capsys):
+    """They were passed over, and the numbers then wrong without a word."""
+    model = folders.llama(2, rope_scaling=None)
+    file = write(tmp_path / "m.gguf", "llama", model.config, llama_tensors(model), said)
+    assert flags.run(main, [f"--source={file}", f"--out={tmp_path / 'part'}"]) == (2 if words else 0)
+    assert (words or "") in capsys.readouterr().err
+
+
 def test_quantised_and_half_tensors_are_read_as_the_library_reads_them(tmp_path):
     model = folders.llama(2, tied=False, width=64, mlp_width=96, head_size=16, heads=4, kv_heads=2)
     tensors = llama_tensors(model)
@@ -121,6 +141,7 @@ def test_a_gemma_is_hugging_face_s_but_for_the_rounding_of_its_norms(tmp_path):
             x = state[f"layers.{i}.{ours}.weight"]
             tensors[f"blk.{i}.{theirs}.weight"] = x + 1 if "norm" in theirs else x
     numbers = {"attention.sliding_window": 8, "rope.freq_base": 1000.0, "attention.sliding_window_pattern": 3}
+    numbers["rope.freq_base_swa"] = 100.0
     tensors = {name: x.numpy() for name, x in tensors.items()}
     file = write(tmp_path / "m.gguf", "gemma3", config, tensors, numbers)
     part = convert(file, tmp_path / "a")
@@ -129,4 +150,5 @@ def test_a_gemma_is_hugging_face_s_but_for_the_rounding_of_its_norms(tmp_path):
     for name, x in expected.items():
         np.testing.assert_allclose(found[name], x, rtol=0, atol=5e-7 if name.endswith("scale") else 0)
     config = parts.open_part(part).config
-    assert (config.window, config.full_every, config.rope_theta_full) == (4, 3, 1000.0)
+    assert (config.window, config.full_every) == (4, 3)
+    assert (config.rope_theta_full, config.rope_theta_sliding) == (1000.0, 100.0)
