@@ -17,7 +17,6 @@ from weights_conversion.__main__ import main
 
 # What shapes do not tell of so small a model.
 SIZES = [
-    "--config.model.compute_dtype=float32",
     "--config.model.x_encoder.heads=3",
     "--config.model.x_encoder.image_size=35",
     "--config.model.predictor.head_size=14",
@@ -50,7 +49,7 @@ def part(state, tmp_path_factory):
     saved = {"data": {"num_frames": 4, "image_size": 35, "max_query_len": 7, "max_caption_len": 11}}
     wrapped = {f"module.{name}": x for name, x in state.items()}
     torch.save({"model_state_dict": wrapped, "config": saved, "epoch": 3}, folder / "best.pt")
-    return convert(folder / "best.pt", folder / "part", *SIZES, "--verify")
+    return convert(folder / "best.pt", folder / "part", *SIZES, "--config.model.compute_dtype=float32")
 
 
 def masked_mean(states, mask):
@@ -121,8 +120,11 @@ def test_every_part_goes_back_to_its_reference(part, references, state, tmp_path
 
 @pytest.mark.parametrize("nested", [None, "state_dict", "model"])
 def test_a_state_dict_bare_or_nested_otherwise(nested, state, part, tmp_path):
+    """Verified in float32: as it stands, the configuration computes in bfloat16."""
     torch.save(state if nested is None else {nested: state}, tmp_path / "best.pt")
-    again = convert(tmp_path / "best.pt", tmp_path / "part", *SIZES)
+    verify = ["--verify"] if nested is None else []
+    again = convert(tmp_path / "best.pt", tmp_path / "part", *SIZES, *verify)
+    assert parts.open_part(again).config.model.compute_dtype == "bfloat16"
     assert parts.open_part(again).checksums == parts.open_part(part).checksums
 
 
