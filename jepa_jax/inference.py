@@ -18,7 +18,7 @@ from jepa_jax.decoder import Decoder, is_decoder, load_decoder
 from jepa_jax.evaluation.classification import class_embeddings
 from jepa_jax.evaluation.frames import loader
 from jepa_jax.models.vl_jepa import VLJEPA
-from jepa_jax.part_models import check_frames, in_batches, padded_length
+from jepa_jax.part_models import check_frames, check_texts, in_batches, padded_length
 from jepa_jax.places import PlaceError, place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
@@ -181,6 +181,7 @@ class Model:
     def embed_text(self, texts: list[str]) -> np.ndarray:
         """Embeddings of texts, S_Y: B texts -> [B, E] float32 unit vectors. A text longer than the last
         of the run's `data.length_buckets` is cut, as in training."""
+        check_texts(texts)
         if not texts:
             raise ValueError("nothing to embed: the list of texts is empty")
         tokenizer = self._tokenizers[1]
@@ -199,6 +200,8 @@ class Model:
         Args:
           templates: a label's embedding is the mean of those of its phrasings, "{}" being the label.
         """
+        check_texts(labels, "labels")
+        check_texts(templates, "templates")
         if not labels:
             raise ValueError("nothing to choose from: the list of labels is empty")
         phrasings = [[template.format(label) for template in templates] for label in labels]
@@ -237,6 +240,7 @@ class Model:
             raise ValueError("embeddings must be finite, and some of these are NaN or infinite")
         if bank is None:
             return self.decoder(embeddings, **how) if how else self._write(embeddings)
+        check_texts(bank, "the bank")
         if not bank:
             raise ValueError("nothing to choose from: the bank of texts is empty")
         if how:
@@ -277,9 +281,14 @@ class Model:
           (seconds at which it began, text, score: the cosine of text and embedding).
 
         Raises:
+          ValueError: a rate or window of 0 or less.
           NoVideoError: fewer frames than one window takes.
           UsageError: there is no decoder and no bank.
         """
+        if not (rate > 0 and window > 0):
+            raise ValueError(f"rate={rate} and window={window} must be more than 0")
+        if bank is not None:
+            check_texts(bank, "the bank")
         speak = Written(self) if bank is None else NearestText(self, bank)
         windows, renewal = look(self, from_arrays(frames, rate), query, window=window)
         decoder = OnlineDecoder(OnlineConfig(**when), renewal)

@@ -1,6 +1,7 @@
 """One converted part for use: NumPy in, NumPy out."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,9 +17,15 @@ _BATCH_SIZE = 16
 
 
 def check_frames(frames: np.ndarray) -> None:
-    """Raise ValueError unless frames are [B, T, H, W, C] uint8 RGB."""
-    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+    """Raise ValueError unless frames are [B, T, H, W, C] uint8 RGB, one frame and pixel at least."""
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:]:
         raise ValueError(f"frames must be [B, T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
+
+
+def check_texts(texts: Sequence[str], name: str = "texts") -> None:
+    """Raise ValueError where one text stands for a list: it would be taken for a list of its letters."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name} must be a list of texts, got the text {texts!r}: give [{texts!r}]")
 
 
 def padded_rows(rows: int, size: int, devices: int = 1) -> int:
@@ -134,6 +141,7 @@ class YEncoderModel(PartModel):
 
     def embed_text(self, texts: list[str]) -> np.ndarray:
         """Embeddings of texts: B texts -> [B, D] float32 unit vectors."""
+        check_texts(texts)
         if not texts:
             raise ValueError("nothing to embed: the list of texts is empty")
         length = padded_length(self.tokenizer, texts, self._max_length or 512)

@@ -92,7 +92,12 @@ def test_one_encoding_serves_many_queries(model, frames):
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((4, 32, 32, 3), np.uint8), ((1, 4, 32, 32, 1), np.uint8), ((1, 4, 32, 32, 3), np.float32)],
+    [
+        ((4, 32, 32, 3), np.uint8),
+        ((1, 4, 32, 32, 1), np.uint8),
+        ((1, 4, 32, 32, 3), np.float32),
+        ((1, 0, 32, 32, 3), np.uint8),
+    ],
 )
 def test_frames_of_another_form_are_refused(model, shape, dtype):
     with pytest.raises(ValueError, match=r"frames must be \[B, T, H, W, 3\] uint8"):
@@ -114,6 +119,26 @@ def test_empty_and_uneven_input_is_refused(model, frames):
         model.decode(np.zeros(3))
     with pytest.raises(ValueError, match="must be finite"):
         model.decode(np.full((1, 16), np.nan), bank=["a"])
+
+
+def test_one_text_in_place_of_a_list_is_refused(model, frames):
+    """Its letters were taken for the texts."""
+    stream = [np.zeros((32, 32, 3), np.uint8)] * 9
+    for ask in (
+        lambda: model.embed_text("yes"),
+        lambda: model.classify(frames, "yes"),
+        lambda: model.classify(frames, ["a dog"], templates="yes"),
+        lambda: model.answer(frames, "is there a dog?", "yes"),
+        lambda: list(model.stream(stream, 5.0, bank="yes")),
+    ):
+        with pytest.raises(ValueError, match=r"must be a list of texts, got the text 'yes': give \['yes'\]"):
+            ask()
+
+
+def test_a_stream_that_takes_no_time_is_refused(model):
+    for how in ({"rate": 0.0}, {"rate": 5.0, "window": 0.0}, {"rate": float("nan")}):
+        with pytest.raises(ValueError, match="must be more than 0"):
+            next(model.stream([np.zeros((32, 32, 3), np.uint8)] * 9, bank=["yes"], **how))
 
 
 def test_a_query_longer_than_the_model_takes_is_refused_whole(model, frames):
