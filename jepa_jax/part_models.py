@@ -120,8 +120,12 @@ class PartModel:
         Raises:
           ValueError: the source had none beside it.
         """
-        rows = getattr(getattr(self.config, "llama", self.config), "vocab_size", None)
-        return Tokenizer(str(self._directory), vocab_size=rows)
+        return Tokenizer(str(self._directory), vocab_size=self._rows)
+
+    @property
+    def _rows(self) -> int | None:
+        """Of the token table; None without one."""
+        return getattr(getattr(self.config, "llama", self.config), "vocab_size", None)
 
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
         return in_batches(function, self._state, self._graphdef, _BATCH_SIZE, *arrays)
@@ -152,12 +156,30 @@ class LlamaModel(PartModel):
     """A converted Llama: the predictor's layers, or a whole language model."""
 
     def hidden_states(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D] float32."""
+        """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D] float32.
+
+        Raises:
+          ValueError: a token that the table has no row for.
+        """
+        self._check(tokens)
         return self._batched(_hidden_states, tokens, mask)
 
     def logits(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Scores of the next token, of a whole language model: [B, L], [B, L] -> [B, L, V] float32."""
+        """Scores of the next token, of a whole language model: [B, L], [B, L] -> [B, L, V] float32.
+
+        Raises:
+          ValueError: a token that the table has no row for, or a predictor, which has no head.
+        """
+        if not hasattr(self.config, "llama"):
+            raise ValueError("a predictor has no logits: convert its source with --part=y_decoder")
+        self._check(tokens)
         return self._batched(_logits, tokens, mask)
+
+    def _check(self, tokens: np.ndarray) -> None:
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self._rows):
+            raise ValueError(
+                f"tokens must be from 0 to {self._rows - 1}, got some from {tokens.min()} to {tokens.max()}"
+            )
 
 
 def make(part: Part) -> PartModel:

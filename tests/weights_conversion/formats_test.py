@@ -296,3 +296,9 @@ def test_load_opens_every_part(tmp_path):
     assert llama.hidden_states(ids, mask).shape == (2, 5, 54)
     assert jax.tree.leaves(llama.module)
     assert llama.provenance["kind"] == "llama"
+    for wrong in (ids - 1, ids + 41):
+        with pytest.raises(ValueError, match="tokens must be from 0 to 40"):
+            llama.logits(wrong, mask)
+    predictor = jepa_jax.load(convert(tmp_path / "l", tmp_path / "c", "--part=predictor"))
+    with pytest.raises(ValueError, match="a predictor has no logits"):
+        predictor.logits(ids, mask)
