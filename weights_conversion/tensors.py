@@ -275,4 +275,8 @@ class GGUF:
             return np.array(tensor.data).reshape(info.shape)
         if tensor.tensor_type == types.BF16:
             return np.array(tensor.data).view(ml_dtypes.bfloat16).reshape(info.shape)
-        return self._gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(info.shape)
+        try:
+            return self._gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(info.shape)
+        except NotImplementedError as error:
+            kind = tensor.tensor_type.name
+            raise UsageError(f"{self.files[0]}: {name} has type {kind}, which is not read") from error

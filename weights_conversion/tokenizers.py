@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 
 from weights_conversion.sources import Source
 
@@ -26,12 +27,23 @@ def write_tokenizer(source: Source, folder: pathlib.Path) -> None:
             return
         case "llama_gguf" | "gemma3_gguf":
             if "tokenizer.ggml.model" in source.config:
-                _from_gguf(source).save_pretrained(folder)
+                _write_from_gguf(source, folder)
         case "llama_meta" if (source.root / "tokenizer.model").is_file():
             _from_meta(source.root / "tokenizer.model", folder)
         case _:
             for file in source.tokenizer_files():
                 shutil.copyfile(file, folder / file.name)
+
+
+def _write_from_gguf(source: Source, folder: pathlib.Path) -> None:
+    """The weights are of use without their tokenizer, for a run may name another."""
+    try:
+        tokenizer = _from_gguf(source)
+    except Exception as error:  # the library raises whatever an unknown tokenizer leads it to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"warning: {source.tensors.files[0]}: its tokenizer was not read ({reason})", file=sys.stderr)
+        return
+    tokenizer.save_pretrained(folder)
 
 
 def _from_gguf(source: Source):

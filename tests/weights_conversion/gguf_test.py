@@ -35,8 +35,12 @@ GEMMA = BLOCK | {
 }
 
 
-def write(path: pathlib.Path, kind: str, config, tensors: dict, numbers: dict) -> pathlib.Path:
+def write(
+    path: pathlib.Path, kind: str, config, tensors: dict, numbers: dict, *, tokenizer: str | None = None
+) -> pathlib.Path:
     writer = gguf.GGUFWriter(path, kind)
+    if tokenizer is not None:
+        writer.add_tokenizer_model(tokenizer)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -127,6 +131,20 @@ def test_quantised_and_half_tensors_are_read_as_the_library_reads_them(tmp_path)
     np.testing.assert_array_equal(found["token_embedding"], half)
     up = found["llama/blocks/stacked/mlp/up/kernel"]
     np.testing.assert_array_equal(up, np.stack([expected[f"blk.{i}.ffn_up.weight"].T for i in range(2)]))
+
+
+def test_a_type_that_is_not_read_and_a_tokenizer_of_another_kind(tmp_path, capsys):
+    model = folders.llama(2, rope_scaling=None, width=60)
+    tensors = llama_tensors(model)
+    wide = (np.ones(60), gguf.GGMLQuantizationType.F64)
+    file = write(tmp_path / "m.gguf", "llama", model.config, tensors | {"output_norm.weight": wide}, {})
+    assert flags.run(main, [f"--source={file}", f"--out={tmp_path / 'part'}"]) == 2
+    assert "output_norm.weight has type F64, which is not read" in capsys.readouterr().err
+    assert not (tmp_path / "part").exists()
+    write(file, "llama", model.config, tensors, {}, tokenizer="unheard-of")
+    convert(file, tmp_path / "part")
+    assert "m.gguf: its tokenizer was not read" in capsys.readouterr().err
+    assert not list((tmp_path / "part").glob("tokenizer*"))
 
 
 def test_a_gemma_is_hugging_face_s_but_for_the_rounding_of_its_norms(tmp_path):
