@@ -5,7 +5,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from concurrent import futures
 
 from etils import epath
 
@@ -16,8 +15,6 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg")
 # Splits that may not be taken for "train" when no file says "train".
 OTHER_SPLITS = ("validation", "valid", "val", "test", "dev", "eval")
-# Requests to an object store at a time.
-THREADS = 16
 
 
 def extension(name: str) -> str:
@@ -90,18 +87,11 @@ def find_file(folder: epath.Path, relative: str, name: str) -> tuple[epath.Path,
 
 
 def sizes_of(paths: Sequence[epath.Path]) -> list[int | None]:
-    """Bytes of each file; None for one that cannot be looked at."""
-    step = max(-(-len(paths) // THREADS), 1)
-    parts = [paths[first : first + step] for first in range(0, len(paths), step)]
-    with futures.ThreadPoolExecutor(THREADS) as pool:  # far away it is waiting
-        return [size for sizes in pool.map(_sizes, parts) for size in sizes]
-
-
-def _sizes(paths: Sequence[epath.Path]) -> list[int | None]:
+    """Bytes of each local file; None for one that cannot be looked at."""
     found: list[int | None] = []
     for path in paths:
         try:
-            found.append(os.stat(path).st_size if is_local(path) else path.stat().length)
+            found.append(os.stat(path).st_size)
         except OSError:
             found.append(None)
     return found

@@ -26,6 +26,7 @@ from jepa_jax.data.sources.files import (
 )
 from jepa_jax.data.sources.selection import Kept, key_hash, with_equal_hashes
 from jepa_jax.data.sources.tables import Parquet, Table, open_table
+from jepa_jax.places import is_local
 
 EXTENSIONS = ("jsonl", "csv", "parquet")
 # Rows with a field of this name are records with a key of their own.
@@ -122,8 +123,9 @@ class FolderSource:
         if not self._names:
             raise ValueError(f"{folder}: no media file has its text beside it (KEY.txt beside KEY.mp4)")
         self.skipped = tuple(skipped)
-        sizes = sizes_of([folder / name for name in self._names + self._texts])
-        self.identity = f"folder of {len(self._names)} files {digest(self._names)} {digest(sizes)}"
+        self.identity = f"folder of {len(self._names)} files {digest(self._names)}"
+        if is_local(folder):  # elsewhere every size is a request
+            self.identity += f" {digest(sizes_of([folder / name for name in self._names + self._texts]))}"
 
     def __len__(self) -> int:
         return len(self._names)
