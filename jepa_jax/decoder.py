@@ -90,6 +90,8 @@ class Decoder:
             raise ValueError(f"top_k={top_k} must be 1 or more")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be over 0 and at most 1")
+        if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
+            raise ValueError(f"seed={seed} must be a whole number between 0 and {2**32 - 1}")
         if beams > 1 and temperature:
             raise ValueError(
                 f"beams={beams} and temperature={temperature}: give one, beam search draws nothing"
@@ -103,7 +105,7 @@ class Decoder:
         options = {
             "seed": np.uint32(seed),
             "temperature": np.float32(temperature),
-            "top_k": np.int32(vocabulary if top_k is None else top_k),
+            "top_k": np.int32(vocabulary if top_k is None else min(top_k, vocabulary)),
             "top_p": np.float32(1.0 if top_p is None else top_p),
         }
         rows = np.arange(len(embeddings), dtype=np.int32)
@@ -130,7 +132,7 @@ class Decoder:
 
     def _check_beams(self, beams: int) -> None:
         most = self.config.llama.vocab_size // 2
-        if not 1 <= beams <= most:
+        if beams not in range(1, most + 1):
             raise ValueError(f"beams={beams} must be between 1 and half the vocabulary, {most}")
 
     def _tokens(self, function, *arrays: np.ndarray, **options):

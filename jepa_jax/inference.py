@@ -15,10 +15,10 @@ from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import Config
 from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
 from jepa_jax.decoder import Decoder, is_decoder, load_decoder
-from jepa_jax.evaluation.classification import class_embeddings
+from jepa_jax.evaluation.classification import class_embeddings, phrased
 from jepa_jax.evaluation.frames import loader
 from jepa_jax.models.vl_jepa import VLJEPA
-from jepa_jax.part_models import check_frames, check_texts, in_batches, padded_length
+from jepa_jax.part_models import checked_frames, checked_texts, in_batches, padded_length
 from jepa_jax.places import PlaceError, place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
@@ -137,35 +137,52 @@ class Model:
         [1, T, H, W, C] uint8.
 
         Raises:
-          ValueError: it is neither, or damaged; says how.
+          ValueError: it is neither, or damaged; says how. Or it is a URL.
           OSError: it cannot be opened.
         """
-        return loader(self.config)(epath.Path(file), start, end)[None]
+        try:
+            path = epath.Path(file)
+        except KeyError as error:  # of a scheme that is no file system's
+            raise ValueError(f"{file} is no file, of a disk or a bucket: download it first") from error
+        return loader(self.config)(path, start, end)[None]
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
         """Visual tokens S_V, to ask about as often as one likes: [B, T, H, W, C] uint8 -> [B, N, D]."""
-        check_frames(frames)
-        return self._batched(_encode, frames)
+        return self._batched(_encode, checked_frames(frames))
 
-    def predict(self, video: np.ndarray, query: str | list[str]) -> np.ndarray:
+    def check_query(self, query: str) -> None:
+        """Raise ValueError if a query is longer than the model takes."""
+        tokens, limit = self._tokenizers[0].count(query), self._lengths[0]
+        if tokens > limit:
+            raise ValueError(
+                f"the query {query!r} has {tokens} tokens and the model takes {limit} "
+                "(data.length_buckets of its run): shorten it"
+            )
+
+    def predict(self, video: np.ndarray, query: str | list[str], *, cut: bool = False) -> np.ndarray:
         """Predicted embedding of the answer to a query about each video, S^_Y: [B, E] float32 unit
         vectors.
 
+        Args:
+          cut: whether a query longer than the model takes is cut, as in training, and not refused.
+
         Raises:
-          ValueError: not as many queries as videos, or a query is longer than the model takes.
+          ValueError: not as many queries as videos, a query longer than the model takes, or what is
+            neither frames nor visual tokens.
         """
-        visual = video if video.ndim == 3 else self.encode_video(video)
-        queries = [query] * len(visual) if isinstance(query, str) else query
+        visual, width = np.asarray(video), self.config.model.x_encoder.width
+        if visual.ndim != 3:
+            visual = self.encode_video(visual)
+        elif visual.shape[-1] != width or not visual.size:
+            raise ValueError(f"visual tokens must be [B, N, {width}], as of encode_video: got {visual.shape}")
+        queries = checked_texts([query] * len(visual) if isinstance(query, str) else query, "list of queries")
         if len(visual) != len(queries):
             raise ValueError(f"{len(visual)} videos but {len(queries)} queries")
-        tokenizer, limit = self._tokenizers[0], self._lengths[0]
-        for text in set(queries):
-            if tokenizer.count(text) > limit:
-                raise ValueError(
-                    f"the query {text!r} has {tokenizer.count(text)} tokens and the model takes {limit} "
-                    "(data.length_buckets of its run): shorten it"
-                )
-        tokens = tokenizer.batch(queries, padded_length(tokenizer, queries, limit))
+        if not cut:
+            for text in set(queries):
+                self.check_query(text)
+        tokenizer = self._tokenizers[0]
+        tokens = tokenizer.batch(queries, padded_length(tokenizer, queries, self._lengths[0]))
         return self._batched(_predict, visual, *tokens)
 
     def embed_video(self, frames: np.ndarray, query: str | list[str]) -> np.ndarray:
@@ -174,6 +191,7 @@ class Model:
 
     def embed_image(self, images: np.ndarray, query: str | list[str] = CAPTION_QUERY) -> np.ndarray:
         """The same of still images: [B, H, W, C] uint8 RGB -> [B, E] float32 unit vectors."""
+        images = np.asarray(images)
         if images.ndim != 4:
             raise ValueError(f"images must be [B, H, W, 3] uint8, got {images.shape} {images.dtype}")
         return self.embed_video(images[:, None], query)
@@ -181,10 +199,7 @@ class Model:
     def embed_text(self, texts: list[str]) -> np.ndarray:
         """Embeddings of texts, S_Y: B texts -> [B, E] float32 unit vectors. A text longer than the last
         of the run's `data.length_buckets` is cut, as in training."""
-        check_texts(texts)
-        if not texts:
-            raise ValueError("nothing to embed: the list of texts is empty")
-        tokenizer = self._tokenizers[1]
+        texts, tokenizer = checked_texts(texts), self._tokenizers[1]
         length = padded_length(tokenizer, texts, self._lengths[1])
         return self._batched(_embed_text, *tokenizer.batch(texts, length))
 
@@ -200,11 +215,11 @@ class Model:
         Args:
           templates: a label's embedding is the mean of those of its phrasings, "{}" being the label.
         """
-        check_texts(labels, "labels")
-        check_texts(templates, "templates")
-        if not labels:
-            raise ValueError("nothing to choose from: the list of labels is empty")
-        phrasings = [[template.format(label) for template in templates] for label in labels]
+        labels, templates = (
+            checked_texts(labels, "list of labels"),
+            checked_texts(templates, "list of templates"),
+        )
+        phrasings = [phrased(label, templates) for label in labels]
         return self.predict(video, query) @ class_embeddings(self.embed_text, phrasings).T
 
     def answer(
@@ -219,7 +234,7 @@ class Model:
         return self.answer(video, query, **how)
 
     def decode(self, embeddings: np.ndarray, *, bank: list[str] | None = None, **how) -> list[str]:
-        """The texts that embeddings stand for: [B, E] -> B texts.
+        """The texts that embeddings stand for: [B, E], of any length but 0 -> B texts.
 
         Args:
           bank: the nearest of these texts is taken; without, the decoder writes one.
@@ -238,11 +253,15 @@ class Model:
             raise ValueError(f"embeddings must be [B, {size}], got {embeddings.shape}")
         if not np.isfinite(embeddings).all():
             raise ValueError("embeddings must be finite, and some of these are NaN or infinite")
+        # In float64, where no square of a float32 is lost. What is not of length 1, a mean for one, would
+        # weigh cosines otherwise than the decoder's probabilities are weighed beside them.
+        lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+        if not lengths.all():
+            raise ValueError("embeddings must point somewhere, and some of these are all zeros")
+        embeddings = (embeddings / lengths).astype(np.float32)
         if bank is None:
             return self.decoder(embeddings, **how) if how else self._write(embeddings)
-        check_texts(bank, "the bank")
-        if not bank:
-            raise ValueError("nothing to choose from: the bank of texts is empty")
+        bank = checked_texts(bank, "bank of texts")
         if how:
             raise ValueError(f"{', '.join(how)}: settings of the decoder, which a bank of texts replaces")
         return [bank[i] for i in np.argmax(embeddings @ self.embed_text(bank).T, axis=1)]
@@ -271,7 +290,7 @@ class Model:
         """Watch frames as they come and speak only when something changed (selective decoding).
 
         Args:
-          frames: any iterable of [H, W, C] uint8 RGB, all of one shape, however long.
+          frames: any iterable of [H, W, C] uint8 RGB, however long.
           rate: frames a second.
           window: seconds that one look takes in; looks are half of it apart.
           bank: texts to choose from; None lets the decoder write.
@@ -281,15 +300,13 @@ class Model:
           (seconds at which it began, text, score: the cosine of text and embedding).
 
         Raises:
-          ValueError: a rate or window of 0 or less.
           NoVideoError: fewer frames than one window takes.
+          ValueError: frames of another form, a rate or window that is not above 0, a query that is too
+            long, no text in the bank.
           UsageError: there is no decoder and no bank.
         """
-        if not (rate > 0 and window > 0):
-            raise ValueError(f"rate={rate} and window={window} must be more than 0")
-        if bank is not None:
-            check_texts(bank, "the bank")
-        speak = Written(self) if bank is None else NearestText(self, bank)
+        self.check_query(query)
+        speak = Written(self) if bank is None else NearestText(self, checked_texts(bank, "bank of texts"))
         windows, renewal = look(self, from_arrays(frames, rate), query, window=window)
         decoder = OnlineDecoder(OnlineConfig(**when), renewal)
 

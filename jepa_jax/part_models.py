@@ -1,7 +1,7 @@
 """One converted part for use: NumPy in, NumPy out."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,16 +16,35 @@ from jepa_jax.sharding import to_host
 _BATCH_SIZE = 16
 
 
-def check_frames(frames: np.ndarray) -> None:
-    """Raise ValueError unless frames are [B, T, H, W, C] uint8 RGB, one frame and pixel at least."""
-    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:]:
+def checked_frames(frames: np.ndarray) -> np.ndarray:
+    """Frames [B, T, H, W, C] uint8 RGB, of whatever NumPy makes an array of.
+
+    Raises:
+      ValueError: they are of another shape or type, or there are none.
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be [B, T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
+    if not frames.size:
+        raise ValueError(f"nothing to embed: the input is empty, frames {frames.shape}")
+    return frames
 
 
-def check_texts(texts: Sequence[str], name: str = "texts") -> None:
-    """Raise ValueError where one text stands for a list: it would be taken for a list of its letters."""
-    if isinstance(texts, str):
-        raise ValueError(f"{name} must be a list of texts, got the text {texts!r}: give [{texts!r}]")
+def checked_texts(texts: Iterable[str], name: str = "list of texts") -> list[str]:
+    """Texts as a list; `name` is what a message calls it.
+
+    Raises:
+      ValueError: there are none, or some are no texts, or it is one text, whose letters would be taken.
+    """
+    if isinstance(texts, str | bytes):
+        raise ValueError(f"the {name} is one text, {texts!r}: put it into a list")
+    texts = [] if texts is None else list(texts)
+    if not texts:
+        raise ValueError(f"nothing to take: the {name} is empty")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"the {name} holds {text!r}, which is no text")
+    return texts
 
 
 def padded_rows(rows: int, size: int, devices: int = 1) -> int:
@@ -136,8 +155,7 @@ class XEncoderModel(PartModel):
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
         """Visual tokens S_V: [B, T, H, W, C] uint8 RGB -> [B, N, D] float32."""
-        check_frames(frames)
-        return self._batched(_encode_frames, frames)
+        return self._batched(_encode_frames, checked_frames(frames))
 
 
 class YEncoderModel(PartModel):
@@ -145,9 +163,7 @@ class YEncoderModel(PartModel):
 
     def embed_text(self, texts: list[str]) -> np.ndarray:
         """Embeddings of texts: B texts -> [B, D] float32 unit vectors."""
-        check_texts(texts)
-        if not texts:
-            raise ValueError("nothing to embed: the list of texts is empty")
+        texts = checked_texts(texts)
         length = padded_length(self.tokenizer, texts, self._max_length or 512)
         return self._batched(_embed, *self.tokenizer.batch(texts, length))
 

@@ -121,29 +121,70 @@ def test_empty_and_uneven_input_is_refused(model, frames):
         model.decode(np.full((1, 16), np.nan), bank=["a"])
 
 
-def test_one_text_in_place_of_a_list_is_refused(model, frames):
-    """Its letters were taken for the texts."""
-    stream = [np.zeros((32, 32, 3), np.uint8)] * 9
-    for ask in (
-        lambda: model.embed_text("yes"),
-        lambda: model.classify(frames, "yes"),
-        lambda: model.classify(frames, ["a dog"], templates="yes"),
+def test_one_text_is_not_taken_for_a_list_of_its_letters(model, frames):
+    for of_one in (
+        lambda: model.embed_text("a dog"),
+        lambda: model.classify(frames, "a dog"),
+        lambda: model.classify(frames, ["a dog"], templates="a {}"),
         lambda: model.answer(frames, "is there a dog?", "yes"),
-        lambda: list(model.stream(stream, 5.0, bank="yes")),
+        lambda: list(model.stream(frames[0], 2, bank="a dog")),
     ):
-        with pytest.raises(ValueError, match=r"must be a list of texts, got the text 'yes': give \['yes'\]"):
+        with pytest.raises(ValueError, match=r"is one text, '.*': put it into a list"):
+            of_one()
+    with pytest.raises(ValueError, match="the list of texts holds None, which is no text"):
+        model.embed_text(["a dog", None])
+
+
+def test_any_list_of_texts_and_any_array_of_frames_will_do(model, frames):
+    texts = ["a dog", "a cat"]
+    expected = model.embed_text(texts)
+    for given in (tuple(texts), np.array(texts), iter(texts)):
+        np.testing.assert_array_equal(model.embed_text(given), expected)
+    queries = ["what is it?"] * CLIPS
+    expected = model.embed_video(frames, queries)
+    np.testing.assert_array_equal(model.embed_video(list(frames), np.array(queries)), expected)
+    np.testing.assert_array_equal(model.predict(model.encode_video(frames).tolist(), queries), expected)
+
+
+def test_what_is_no_video_is_refused(model, frames):
+    with pytest.raises(ValueError, match=r"visual tokens must be \[B, N, 24\].*got \(4, 32, 3\)"):
+        model.predict(frames[0, :, :, 0], "what is it?")
+    with pytest.raises(ValueError, match=r"frames must be \[B, T, H, W, 3\] uint8, got \(\)"):
+        model.embed_video(None, "what is it?")
+    with pytest.raises(ValueError, match="empty"):
+        model.encode_video(frames[:, :0])
+    with pytest.raises(ValueError, match="is no file"):
+        model.read("http://localhost/clip.mp4")
+
+
+def test_embeddings_of_any_length_but_none(model):
+    bank = ["a dog spins", "two things", "no"]
+    embeddings = model.embed_text(bank[::-1])
+    for scale in (1e-30, 0.3, 1e30):
+        assert model.decode(embeddings * np.float32(scale), bank=bank) == bank[::-1]
+    with pytest.raises(ValueError, match="all zeros"):
+        model.decode(embeddings * 0, bank=bank)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rate": 0}, {"rate": float("nan")}, {"window": -1}, {"window": float("inf")}]
+)
+def test_a_rate_and_a_window_are_above_0(model, frames, wrong):
+    with pytest.raises(ValueError, match="must be a number above 0"):
+        list(model.stream(frames[0], **{"rate": 2, "bank": ["a dog"], **wrong}))
+
+
+def test_a_query_longer_than_the_model_takes_is_refused_whole_or_cut(model, frames):
+    long = "is it " * 16 + "?"
+    for ask in (
+        lambda: model.embed_video(frames, long),
+        lambda: list(model.stream(frames[0], 2, long, bank=["a dog"])),
+    ):
+        with pytest.raises(ValueError, match=r"the query 'is it.*' has \d+ tokens and the model takes 16"):
             ask()
-
-
-def test_a_stream_that_takes_no_time_is_refused(model):
-    for how in ({"rate": 0.0}, {"rate": 5.0, "window": 0.0}, {"rate": float("nan")}):
-        with pytest.raises(ValueError, match="must be more than 0"):
-            next(model.stream([np.zeros((32, 32, 3), np.uint8)] * 9, bank=["yes"], **how))
-
-
-def test_a_query_longer_than_the_model_takes_is_refused_whole(model, frames):
-    with pytest.raises(ValueError, match=r"the query 'is it.*' has \d+ tokens and the model takes 16"):
-        model.embed_video(frames, "is it " * 16 + "?")
+    visual = model.encode_video(frames)
+    longer = model.predict(visual, long + long, cut=True)
+    np.testing.assert_array_equal(model.predict(visual, long, cut=True), longer)
 
 
 def test_an_image_is_a_video_of_one_frame(model, frames):

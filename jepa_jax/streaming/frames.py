@@ -1,6 +1,7 @@
 """Frames with their times from a file, a URL, a camera or an iterator, at an even rate."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Iterator
 
@@ -111,9 +112,24 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
 
 
 def from_arrays(arrays: Iterable[np.ndarray], rate: float) -> Iterator[Frame]:
-    """Frames [H, W, C] uint8 RGB of any iterator, `rate` a second."""
-    for i, pixels in enumerate(arrays):
+    """Frames [H, W, C] uint8 RGB of any iterator, `rate` a second, each copied: a camera's are often one
+    array that is filled again and again.
+
+    Raises:
+      ValueError: a frame of another form, or a rate that is not above 0.
+    """
+    check_positive("rate", rate)
+    for i, given in enumerate(arrays):
+        pixels = np.array(given)
+        if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+            raise ValueError(f"a frame must be [H, W, 3] uint8, got {pixels.shape} {pixels.dtype}")
         yield Frame(i / rate, pixels)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless a value is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value} must be a number above 0")
 
 
 def at_rate(frames: Iterable[Frame], rate: float) -> Iterator[Frame]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jepa_jax.config import Config
 from jepa_jax.data.preprocess import resize_and_crop
-from jepa_jax.streaming.frames import Frame, NoVideoError, at_rate
+from jepa_jax.streaming.frames import Frame, NoVideoError, at_rate, check_positive
 
 
 class Sees(Protocol):
@@ -111,7 +111,13 @@ def look(
 
     Returns:
       The windows, and after how many of them none of the frames is the same.
+
+    Raises:
+      ValueError: a window or a step that is not above 0.
     """
+    check_positive("window", window)
+    if step is not None:
+        check_positive("step", step)
     data, crop = model.config.data, model.config.model.x_encoder.image_size
     size = data.frames if size is None else size
     rate = size / window

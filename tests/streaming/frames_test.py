@@ -136,3 +136,23 @@ def test_an_even_rate_shows_what_is_there_at_each_time(source, rate):
 def test_an_even_rate_keeps_one_frame():
     given = at_rate((Frame(i / 50, np.zeros((1, 1, 3), np.uint8)) for i in range(101)), 1)
     assert [f.seconds for f in given] == [0, 1, 2]
+
+
+def test_frames_of_any_iterator_are_copied():
+    """A camera's are often one array, filled again and again."""
+    array = np.zeros((2, 3, 3), np.uint8)
+
+    def camera():
+        for i in range(5):
+            array[:] = i
+            yield array
+
+    assert [frame.pixels[0, 0, 0] for frame in list(from_arrays(camera(), 5))] == list(range(5))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (1, 2, 3, 3), (0, 3, 3)])
+def test_a_frame_of_another_form_is_refused(shape):
+    with pytest.raises(ValueError, match=r"a frame must be \[H, W, 3\] uint8"):
+        next(from_arrays([np.zeros(shape, np.uint8)], 5))
+    with pytest.raises(ValueError, match=r"got \(2, 3, 3\) float64"):
+        next(from_arrays(np.zeros((1, 2, 3, 3)), 5))
