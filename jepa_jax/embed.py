@@ -122,6 +122,7 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can embed")
     config = loaded.config
     with flags.as_usage_errors(ValueError), distributed.main_first():
+        loaded.check_query(values.query)
         where = {"dataset": values.dataset, "path": values.path, "split": values.split}
         collection = DatasetCollection(config, DatasetConfig(**where, data_dir=config.data.data_dir))
     manifest = Manifest(

@@ -189,6 +189,7 @@ def evaluate_benchmark(
             frames=config.data.frames,
             batch_size=config.eval.batch_size,
             threads=config.data.threads,
+            check_query=model.check_query,
         )
     outcome = benchmark.run(asked, model, watching)
     metrics = beside_paper(name, outcome.metrics)

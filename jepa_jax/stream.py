@@ -10,6 +10,7 @@ SOURCE is a file, a URL (http, rtsp, rtmp, hls) or, with --device, a camera. Tex
 
 import argparse
 import dataclasses
+import math
 import pathlib
 import signal
 import sys
@@ -139,8 +140,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise flags.UsageError("--offline and --segments=N go together")
     for name in ("window", "step", "frames", "batch", "segments"):
         value = getattr(values, name)
-        if value is not None and not value > 0:
-            raise flags.UsageError(f"--{name}={value} must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise flags.UsageError(f"--{name}={value} must be a number above 0")
     return values
 
 
@@ -161,6 +162,8 @@ def main(arguments: list[str]) -> int:
         )
     if bank is None and not model.has_decoder:
         raise flags.UsageError(f"{values.checkpoint} has no decoder to write texts: name a --bank of them")
+    with flags.as_usage_errors(ValueError):
+        model.check_query(values.query)
     out = values.out
     out.mkdir(parents=True, exist_ok=True)
     speak = Written(model) if bank is None else NearestText(model, bank)

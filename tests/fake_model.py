@@ -30,6 +30,10 @@ class ColourModel(Model):
     def with_weights(self, model: nnx.Module) -> "ColourModel":
         return self
 
+    def check_query(self, query: str) -> None:
+        if len(query) > 50:
+            raise ValueError(f"the query {query!r} is too long")
+
     def embed_video(self, frames: np.ndarray, query: str | list[str]) -> np.ndarray:
         assert frames.shape[1:] == (FRAMES, SIZE, SIZE, 3), frames.shape
         assert frames.dtype == np.uint8

@@ -57,6 +57,13 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def test_a_query_that_is_too_long_is_refused_before_anything_is_written(commands, tmp_path):
+    status, printed = commands(*embedding(tmp_path / "out", "--query=" + "what is it" * 9))
+    assert status == 2
+    assert "is too long" in printed.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_collection_is_embedded_and_what_it_lacks_is_told(commands, tmp_path):
     status, printed = commands(*embedding(tmp_path))
     assert status == 0

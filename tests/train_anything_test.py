@@ -10,9 +10,9 @@ import pytest
 from jepa_jax import distributed, flags, train
 from jepa_jax.config import CheckpointConfig, DatasetConfig, EvalConfig
 from jepa_jax.data import pipeline
-from jepa_jax.data.records import BadRecordError
+from jepa_jax.data.records import BadRecordError, Pair, Record
 from jepa_jax.evaluation import clips
-from tests.records import Records, example
+from tests.records import Records, example, record
 from tests.tiny_config import config as tiny
 
 CONFIG = dataclasses.replace(
@@ -36,6 +36,11 @@ def missing(number: int) -> BadRecordError:
     return BadRecordError("media missing", f"clip {number}")
 
 
+def too_long(number: int) -> Record:
+    query = "tell the thing in the clip " * 5
+    return record(number, Pair(kind="q", query=query, targets=(f"a cat {number}",)))
+
+
 @pytest.fixture
 def sources(monkeypatch):
     """What is opened, by path and split; and this process's own handlers of signals."""
@@ -44,7 +49,8 @@ def sources(monkeypatch):
             [example(i, long=i % 3 == 0) for i in range(40)], (BadRecordError("line not readable", "line 7"),)
         ),
         ("b", "all"): Records([missing(i) if i % 4 == 0 else example(i) for i in range(40, 80)]),
-        ("a", "held_out"): Records([example(i) for i in range(80, 100)]),
+        # Of one, the query is longer than any bucket: it is cut in evaluation as in training.
+        ("a", "held_out"): Records([too_long(80), *(example(i) for i in range(81, 100))]),
     }
 
     def open_source(dataset, _):

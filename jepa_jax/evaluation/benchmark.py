@@ -93,6 +93,7 @@ class Watching:
       frames: T of a clip joined of several files.
       batch_size: clips that the model sees at a time; as many wait decoded.
       threads: that decode.
+      check_query: raises ValueError on a query that the model does not take.
     """
 
     media: MediaFolder | None
@@ -100,6 +101,7 @@ class Watching:
     frames: int
     batch_size: int
     threads: int = 1
+    check_query: Callable[[str], None] = lambda query: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,17 @@ def _complete(items: Sequence[Item], missing: dict[str, str]) -> list[int]:
     return [place for place, item in enumerate(items) if item.name not in missing]
 
 
+def _refused(items: Sequence[Item], check_query: Callable[[str], None]) -> dict[str, str]:
+    """{name: cause} of the items whose query the model does not take."""
+    causes: dict[str, str] = {}
+    for query in dict.fromkeys(item.query for item in items):
+        try:
+            check_query(query)
+        except ValueError as error:
+            causes[query] = _first_line(error)
+    return {item.name: causes[item.query] for item in items if item.query in causes}
+
+
 @dataclasses.dataclass
 class _Clip:
     """Files shown as one clip, a span of them, and the places of the items about it."""
@@ -211,7 +224,7 @@ def predictions(
     Returns:
       [B, E] with zeros for items that are missing, None if all are; and {name: cause} of these.
     """
-    missing: dict[str, str] = {}
+    missing = _refused(items, watching.check_query)
     clips = _clips(items, watching.media, missing)
     batch_size = watching.batch_size
 

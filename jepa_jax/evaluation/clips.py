@@ -100,5 +100,5 @@ class Subject:
         self.decode = model.decode
 
     def answer(self, queries: list[str], index=slice(None)) -> np.ndarray:
-        """S^_Y of one query for each of the clips at `index`: [B, E]."""
-        return self._model.predict(self._visual[index], queries)
+        """S^_Y of one query for each of the clips at `index`: [B, E]. Long ones are cut as in training."""
+        return self._model.predict(self._visual[index], queries, cut=True)

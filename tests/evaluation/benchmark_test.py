@@ -61,6 +61,24 @@ def test_nothing_left_is_one_sentence(found, model, tmp_path):
         run(Benchmark(items=[], score=found.score, unknown={"a": "b"}), model, None)
 
 
+def test_questions_the_model_does_not_take_are_left_out_and_named(found, model, tmp_path):
+    """Before a clip is decoded for them."""
+    items = [dataclasses.replace(found.items[0], query="so long a question"), *found.items[1:]]
+
+    def check_query(query):
+        if query.startswith("so long"):
+            raise ValueError("shorten it")
+
+    media = watching(fill(tmp_path, items), model.load_frames)
+    asked = dataclasses.replace(media, check_query=check_query)
+    outcome = benchmark.run(dataclasses.replace(found, items=items), model, asked)
+    assert outcome.metrics["top_1"]["n"] == 2
+    assert outcome.missing[items[0].name] == "shorten it"
+    assert len(model.loaded) == 2
+    with pytest.raises(UsageError, match=r"nothing of 1 items could be used: .*\(shorten it\)"):
+        benchmark.run(dataclasses.replace(found, items=items[:1], unknown={}), model, asked)
+
+
 def test_each_span_is_decoded_once_and_batches_change_nothing(found, tmp_path):
     asked = [*found.items, *found.items]
     twice = Benchmark(items=asked, score=found.score)
