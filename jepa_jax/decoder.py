@@ -112,9 +112,9 @@ class Decoder:
         return self._texts(self._tokens(_sample, embeddings, rows, **options))
 
     def candidates(self, embeddings: np.ndarray, beams: int) -> list[list[tuple[str, float]]]:
-        """What a beam search finds for each embedding: [B, E] -> B lists of 1 to `beams` texts, the
-        likeliest first, none twice, and none empty unless it is the only one; with the natural logarithm
-        of each text's probability.
+        """What a beam search finds for each embedding: [B, E] -> B lists of 1 to `beams` texts, those of
+        the highest mean log-probability per token first, none twice, and none empty unless it is the only
+        one; with the natural logarithm of each text's probability.
 
         Raises:
           ValueError: `beams` is out of range.

@@ -44,7 +44,7 @@ BENCHMARK_FLAGS = ("annotations", "media", "query", "wordings")
 
 def tasks_of(clips: list[Clip]) -> dict:
     """What can be asked about clips: more where they have the default data's labels."""
-    return OWN_TASKS if all(clip.thing for clip in clips) else pairs.TASKS
+    return OWN_TASKS if all(map(emoji_motion.is_labelled, clips)) else pairs.TASKS
 
 
 class Validation:

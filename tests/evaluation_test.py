@@ -161,6 +161,11 @@ def test_retrieval_of_any_data_is_over_distinct_answers():
 def test_only_the_default_data_s_clips_have_its_tasks(clips):
     assert evaluate.tasks_of(clips) is evaluate.OWN_TASKS
     assert list(evaluate.tasks_of([Clip("", "", "", clips[0].pairs)])) == ["retrieval"]
+    # Fields of the same names that mean something else.
+    first = clips[0]
+    assert evaluate.tasks_of([Clip("gizmo", "", "", first.pairs)]) is pairs.TASKS
+    assert evaluate.tasks_of([Clip(first.thing, "", "", [("", "", "a dog")])]) is pairs.TASKS
+    assert evaluate.tasks_of([Clip(first.thing, "fast", "", first.pairs)]) is pairs.TASKS
 
 
 def test_clips_are_spread_and_those_that_cannot_be_read_are_left_out(monkeypatch, caplog):

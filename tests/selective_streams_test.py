@@ -6,6 +6,7 @@ import pytest
 from jepa_jax.evaluation import joined, selective_streams
 from jepa_jax.evaluation.clips import Clip
 from jepa_jax.evaluation.selective import Point
+from jepa_jax.flags import UsageError
 from jepa_jax.streaming.texts import NearestText
 
 CLIPS, FRAMES = 60, 4
@@ -75,6 +76,14 @@ def results():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selective_streams, "load_clips", lambda *_: numbered_clips())
         return selective_streams.evaluate(Sees(), NearestText)
+
+
+def test_clips_without_captions_are_refused_in_one_sentence(monkeypatch):
+    frames, clips = numbered_clips()
+    others = [Clip("", "", "", [("", "", clip.pair("describe")[1])]) for clip in clips]
+    monkeypatch.setattr(selective_streams, "load_clips", lambda *_: (frames, others))
+    with pytest.raises(UsageError, match="those of 'mine' have no pair of kind \"describe\""):
+        selective_streams.evaluate(Sees(), NearestText, ("mine", "mine"))
 
 
 def test_a_model_that_sees_all_saves_nearly_all_decodes(results):

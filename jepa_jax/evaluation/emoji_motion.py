@@ -16,6 +16,12 @@ from jepa_jax.evaluation.wording import spread_metrics
 NAMES = [thing.name for thing in THINGS]
 
 
+def is_labelled(clip: Clip) -> bool:
+    """Whether a clip is of the default data: other data may have fields of the same names."""
+    kinds = {kind for kind, _, _ in clip.pairs}
+    return clip.thing in NAMES and clip.motion in ("", *MOTIONS) and kinds >= {"describe", "what_is_it"}
+
+
 def distinct_captions(clips: list[Clip], count: int) -> list[int]:
     """The first `count` clips of which no two show the same things in the same motion."""
     seen: dict[tuple, int] = {}

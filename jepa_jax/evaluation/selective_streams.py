@@ -71,6 +71,11 @@ class Split:
         if size % (2 * period):
             raise flags.UsageError(f"windows of {size} frames have no half that tubelets of {period} fill")
         frames, clips = load_clips(config, name, config.eval.clips)
+        if not all(any(kind == "describe" for kind, _, _ in clip.pairs) for clip in clips):
+            raise flags.UsageError(
+                f"streams are joined of clips with captions, as the default data's: those of {name!r} have "
+                'no pair of kind "describe"'
+            )
         self.streams = joined.join(frames, clips, period=period, longest=6, per_stream=24, seed=config.seed)
         captions = [a.text for stream in self.streams for a in stream.annotations]
         self._speak = speak(model, captions)
