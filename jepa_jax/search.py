@@ -8,6 +8,7 @@ saved there. Prints the nearest videos as a table and draws frames of them (defa
 
 import argparse
 import dataclasses
+import logging
 import pathlib
 import sys
 import time
@@ -20,9 +21,11 @@ from jepa_jax.config import DatasetConfig
 from jepa_jax.embed import checksum
 from jepa_jax.embeddings import index as indexing
 from jepa_jax.embeddings import table
-from jepa_jax.embeddings.collection import DatasetCollection, LeftOut
+from jepa_jax.embeddings.collection import Collection, DatasetCollection, Item, LeftOut
 from jepa_jax.embeddings.table import Manifest, Row, Rows
 from jepa_jax.inference import Model
+
+logger = logging.getLogger(__name__)
 
 
 def open_index(folder: pathlib.Path, manifest: Manifest, rows: int, kind: indexing.Kind | None):
@@ -35,6 +38,14 @@ def open_index(folder: pathlib.Path, manifest: Manifest, rows: int, kind: indexi
         kind or indexing.kind_for(rows, manifest.size),
         dataclasses.asdict(manifest),
     )
+
+
+def read_again(collection: Collection, row: Row) -> Item | LeftOut:
+    """The video of a row, if the collection still has it in its place."""
+    found = collection[row.row] if row.row < len(collection) else None
+    if found is None or found.name != row.name:
+        return LeftOut(row.name, "the collection is not what it was when it was embedded")
+    return found
 
 
 def format_table(hits: list[tuple[float, Row]]) -> str:
@@ -114,10 +125,15 @@ def main(arguments: list[str]) -> int:
         collection = DatasetCollection(
             model.config, DatasetConfig(**where, data_dir=model.config.data.data_dir)
         )
-    items = [(score, row, collection[row.row]) for score, row in hits]
+    items = [(score, row, read_again(collection, row)) for score, row in hits]
+    for _, _, item in items:
+        if isinstance(item, LeftOut):
+            logger.warning("%s is not drawn: %s", item.name, item.cause)
     seen = [(score, row, item.frames) for score, row, item in items if not isinstance(item, LeftOut)]
     if seen:
-        draw(values.out, values.text, seen)
+        with flags.as_usage_errors(ValueError, OSError):
+            values.out.parent.mkdir(parents=True, exist_ok=True)
+            draw(values.out, values.text, seen)
     return 0
 
 

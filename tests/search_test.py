@@ -139,6 +139,37 @@ def test_a_text_finds_the_clips_it_describes(commands, tmp_path, kind):
         assert min(picture.size) > 300
 
 
+def test_a_clip_that_is_no_longer_in_its_place_is_not_drawn(commands, tmp_path, monkeypatch, caplog):
+    """Two clips before it are gone: another would be drawn under its name."""
+    commands(*embedding(tmp_path / "of"))
+
+    class Fewer(Colours):
+        def __len__(self):
+            return COUNT - 2
+
+        def __getitem__(self, index):
+            return super().__getitem__(range(COUNT - 2)[index] + 2)
+
+    drawn = []
+    monkeypatch.setattr(search, "DatasetCollection", Fewer)
+    monkeypatch.setattr(search, "draw", lambda *arguments: drawn.append(arguments))
+    status, printed = commands(search.main, "green", f"--index={tmp_path / 'of'}", "--top=45")
+    assert status == 0
+    assert "45 videos searched in" in printed.out
+    assert not drawn
+    assert "clip 46 is not drawn: the collection is not what it was" in caplog.text
+
+
+def test_a_picture_that_cannot_be_written_is_one_sentence(commands, tmp_path):
+    commands(*embedding(tmp_path / "of"))
+    status, _ = commands(search.main, "red", f"--index={tmp_path / 'of'}", f"--out={tmp_path}/new/x.png")
+    assert status == 0
+    assert (tmp_path / "new" / "x.png").exists()
+    status, printed = commands(search.main, "red", f"--index={tmp_path / 'of'}", f"--out={tmp_path}/x.words")
+    assert status == 2
+    assert "'words' is not supported" in printed.err
+
+
 def test_an_unfinished_collection_and_another_model_are_refused(commands, tmp_path, monkeypatch):
     status, printed = commands(search.main, "red", f"--index={tmp_path}")
     assert status == 2

@@ -92,14 +92,20 @@ def save(index, path: pathlib.Path, about: dict) -> None:
 
 
 def load(path: pathlib.Path, about: dict):
-    """The index at `path`; None where there is none, or one of something else than `about`."""
+    """The index at `path`; None where there is none, a damaged one, or one of something else than
+    `about`."""
     words = path.with_suffix(".json")
     if not path.is_file() or not words.is_file():
         return None
-    if words.read_text() != json.dumps(about, indent=2) + "\n":
+    if words.read_bytes() != (json.dumps(about, indent=2) + "\n").encode():
         logger.warning("%s is of other embeddings and is built again", path)
         return None
-    return _faiss().read_index(str(path))
+    try:
+        return _faiss().read_index(str(path))
+    except RuntimeError as error:  # FAISS's own
+        reason = (str(error).splitlines() or [""])[0]
+        logger.warning("%s is damaged and is built again: %s", path, reason)
+        return None
 
 
 def opened(folder: pathlib.Path, parts: Parts, rows: int, size: int, kind: Kind, about: dict):

@@ -67,3 +67,15 @@ def test_an_index_without_its_words_is_not_trusted(vectors, tmp_path):
     indexing.opened(tmp_path, parts_of(vectors), ROWS, SIZE, "exact", {})
     (tmp_path / "index.json").unlink()
     assert indexing.load(tmp_path / "index.faiss", {}) is None
+
+
+def test_a_damaged_index_is_built_again(vectors, tmp_path, caplog):
+    arguments = tmp_path, parts_of(vectors), ROWS, SIZE, "exact", {"of": "these"}
+    indexing.opened(*arguments)
+    file = tmp_path / "index.faiss"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        assert indexing.opened(*arguments).ntotal == ROWS
+        assert file.read_bytes() == whole
+    assert "is damaged and is built again" in caplog.text
