@@ -146,6 +146,13 @@ def test_any_list_of_texts_and_any_array_of_frames_will_do(model, frames):
     np.testing.assert_array_equal(model.predict(model.encode_video(frames).tolist(), queries), expected)
 
 
+def test_half_a_surrogate_pair_is_a_question_mark(model, frames):
+    """As JSON files with emoji cut in two hold it."""
+    np.testing.assert_array_equal(model.embed_text(["a dog \ud83d"]), model.embed_text(["a dog ?"]))
+    cut = model.embed_video(frames, "what is it\ud83d")
+    np.testing.assert_array_equal(cut, model.embed_video(frames, "what is it?"))
+
+
 def test_what_is_no_video_is_refused(model, frames):
     with pytest.raises(ValueError, match=r"visual tokens must be \[B, N, 24\].*got \(4, 32, 3\)"):
         model.predict(frames[0, :, :, 0], "what is it?")

@@ -31,6 +31,11 @@ def _on_disk(name: str):
         yield copy
 
 
+def _whole(text: str) -> str:
+    """A text with "?" for half a surrogate pair, which JSON and command lines can hold and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
+
+
 class Tokenizer:
     """Texts to right-padded ids.
 
@@ -89,7 +94,7 @@ class Tokenizer:
     def _encode(self, text: str, length: int | None) -> tuple[int, ...]:
         options = {} if length is None else {"truncation": True, "max_length": length}
         with self._lock:
-            return tuple(self._tokenizer(self.prefix + text, **options)["input_ids"])
+            return tuple(self._tokenizer(self.prefix + _whole(text), **options)["input_ids"])
 
     @functools.cached_property
     def identity(self) -> str:
@@ -103,8 +108,9 @@ class Tokenizer:
         """Tokens of each text, special ones included."""
         if not texts:
             return []
+        whole = [self.prefix + _whole(text) for text in texts]
         with self._lock:
-            return [len(ids) for ids in self._tokenizer([self.prefix + t for t in texts])["input_ids"]]
+            return [len(ids) for ids in self._tokenizer(whole)["input_ids"]]
 
     def count(self, text: str) -> int:
         """Tokens of one text, special ones included."""
@@ -142,7 +148,7 @@ class Tokenizer:
 
     def _pad_to_write(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
-            found = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            found = self._tokenizer(_whole(text), add_special_tokens=False)["input_ids"]
         return self._padded(text, [*found, self.end_id][:length], length)
 
     def text(self, ids: np.ndarray) -> str:
