@@ -73,8 +73,10 @@ def draw(path: pathlib.Path, text: str, hits: list[tuple[float, Row, np.ndarray]
         said = row.metadata.get("texts")
         caption = f": {said[0]}" if said else ""
         title = f"{rank}.  {score:.3f}  {row.name}{caption}"
-        panel.set_title(title if len(title) <= 72 else title[:71] + "…", fontsize=9, loc="left")
-    figure.suptitle(f"“{text}”", x=0.01, ha="left", fontsize=13)
+        # Two dollars in a text are no formula.
+        look = {"fontsize": 9, "loc": "left", "parse_math": False}
+        panel.set_title(title if len(title) <= 72 else title[:71] + "…", **look)
+    figure.suptitle(f"“{text}”", x=0.01, ha="left", fontsize=13, parse_math=False)
     figure.savefig(path, dpi=110)
 
 

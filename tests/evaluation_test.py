@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from etils import epath
 
 from jepa_jax import evaluate
 from jepa_jax.config import DatasetConfig, EvalConfig
@@ -17,6 +18,7 @@ from jepa_jax.evaluation.captioning import caption_metrics
 from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
 from jepa_jax.evaluation.clips import Clip, load_clips, shuffle_in_time
 from jepa_jax.evaluation.emoji_motion import TASKS, TEXT_TASKS, distinct_captions
+from jepa_jax.evaluation.pictures import plot_retrieval
 from jepa_jax.evaluation.retrieval import ranks, retrieval_metrics
 from tests.records import Records, record
 from tests.tiny_config import config as tiny
@@ -248,3 +250,11 @@ def test_cider_by_hand():
     assert metric["value"] == pytest.approx(10)
     assert metric["chance"] == pytest.approx(0)
     assert metric["n"] == 3
+
+
+def test_captions_are_drawn_as_they_are(tmp_path):
+    """Two dollars are no formula."""
+    frames = np.zeros((5, 4, 8, 8, 3), np.uint8)
+    file = epath.Path(tmp_path / "retrieval.png")
+    plot_retrieval(file, [r"a $\frac$ of it"], np.arange(5)[None], np.array([0]), frames)
+    assert len(file.read_bytes()) > 1000

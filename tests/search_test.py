@@ -162,7 +162,8 @@ def test_a_clip_that_is_no_longer_in_its_place_is_not_drawn(commands, tmp_path, 
 
 def test_a_picture_that_cannot_be_written_is_one_sentence(commands, tmp_path):
     commands(*embedding(tmp_path / "of"))
-    status, _ = commands(search.main, "red", f"--index={tmp_path / 'of'}", f"--out={tmp_path}/new/x.png")
+    arguments = [f"--index={tmp_path / 'of'}", f"--out={tmp_path}/new/x.png"]
+    status, _ = commands(search.main, r"red for $\frac$", *arguments)  # no formula
     assert status == 0
     assert (tmp_path / "new" / "x.png").exists()
     status, printed = commands(search.main, "red", f"--index={tmp_path / 'of'}", f"--out={tmp_path}/x.words")

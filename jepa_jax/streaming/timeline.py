@@ -76,7 +76,7 @@ class Timeline:
         strip, curve, texts = figure.subplots(3, 1, gridspec_kw=grid, sharex=True)
         colours = [f"C{i % 10}" for i in range(len(events))]
         _draw_pictures(strip, self._pictures.items, end)
-        strip.set_title(title, loc="left", fontsize=11)
+        strip.set_title(title, loc="left", fontsize=11, parse_math=False)
         self._draw_curve(curve, threshold)
         for event, colour in zip(events, colours, strict=True):
             curve.axvspan(event.start, event.end, color=colour, alpha=0.12, linewidth=0)
@@ -146,7 +146,9 @@ def _draw_texts(axes, events: list[Event], colours: list[str], end: float) -> No
         free[lane] = begin + width
         used = max(used, lane + 1)
         axes.plot([event.start] * 2, [0, -lane - 0.85], color=colour, linewidth=1.2, zorder=1)
-        label = axes.text(begin + 0.004 * end, -lane - 0.5, text, fontsize=9, va="center", zorder=2)
+        # Two dollars in a text are no formula.
+        look = {"fontsize": 9, "va": "center", "zorder": 2, "parse_math": False}
+        label = axes.text(begin + 0.004 * end, -lane - 0.5, text, **look)
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8})
     if left_out:
         note = f"and {left_out} more in events.jsonl"

@@ -46,7 +46,7 @@ def test_the_picture_is_drawn_for_few_events_and_for_many(tmp_path, count):
     assert len(list(timeline.pass_on(frames))) == 2 * count
     for i in range(2 * count):
         timeline.add_novelty(i, float(i % 2))
-    events = [Event(2 * i, 2 * i + 2, 2 * i + 1, f"number {i}" * (i % 20), 0.5) for i in range(count)]
+    events = [Event(2 * i, 2 * i + 2, 2 * i + 1, rf"$\frac$ {i}" * (i % 20), 0.5) for i in range(count)]
     for event in events:
         timeline.add_decode(event.at)
     timeline.draw(tmp_path / "timeline.png", events, "a title", 0.3)
