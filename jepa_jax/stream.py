@@ -165,7 +165,8 @@ def main(arguments: list[str]) -> int:
     with flags.as_usage_errors(ValueError):
         model.check_query(values.query)
     out = values.out
-    out.mkdir(parents=True, exist_ok=True)
+    with flags.as_usage_errors(OSError):
+        out.mkdir(parents=True, exist_ok=True)
     speak = Written(model) if bank is None else NearestText(model, bank)
     watch = Watch(speak, EventLog(out / "events.jsonl"), Timeline(), Latency(values.batch))
     frames = watch.timeline.pass_on(open_video(values.video, device=values.device))

@@ -115,6 +115,13 @@ def test_hosts_take_parts_in_turn(commands, tmp_path, monkeypatch):
     assert shares == [[0, 2, 4], [1, 3]]
 
 
+def test_a_file_is_no_folder_to_write_to(commands, tmp_path):
+    (tmp_path / "file").touch()
+    status, printed = commands(*embedding(tmp_path / "file"))
+    assert status == 2
+    assert "File exists" in printed.err
+
+
 def test_another_query_is_refused_in_the_same_folder(commands, tmp_path):
     commands(*embedding(tmp_path))
     status, printed = commands(*embedding(tmp_path, "--query=what is it?"))

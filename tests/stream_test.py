@@ -130,6 +130,7 @@ def test_what_cannot_be_watched_is_one_sentence(watch, folder, name, message):
         (("--window=inf",), "--window=inf must be a number above 0"),
         (("--step=-1",), "--step=-1.0 must be a number above 0"),
         (("--query=" + "what is it" * 9,), "is too long"),
+        ((f"--out={__file__}",), "File exists"),
         (("--frames=6",), "--frames=6 must be a multiple of the model's tubelet, 4"),
         (("--threshold=2",), "threshold=2.0 must lie between 0 and 1"),
         (("--bank=nowhere.txt",), "--bank=nowhere.txt: no such file"),

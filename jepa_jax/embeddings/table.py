@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jepa_jax.embeddings.collection import LeftOut
-from jepa_jax.flags import UsageError
+from jepa_jax.flags import UsageError, as_usage_errors
 from jepa_jax.places import write_whole
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,10 @@ def open_folder(folder: pathlib.Path, manifest: Manifest) -> None:
     """Make a folder for these embeddings, or find that it is one already.
 
     Raises:
-      UsageError: it holds other embeddings.
+      UsageError: it holds other embeddings, or cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with as_usage_errors(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _MANIFEST).exists():
         write_whole(folder / _MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
         return
