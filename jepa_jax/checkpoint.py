@@ -174,23 +174,28 @@ class Checkpointer:
     def restore_latest(self, template) -> tuple[int, Any, dict[str, Any]] | None:
         """The last whole checkpoint: (step, items, data), or None where none was ever saved.
 
-        A damaged one is reported and, unless read-only, set aside as `damaged-STEP` beside the folder.
+        A damaged one is reported and, unless read-only, set aside as `damaged-STEP` beside the folder. Where
+        none is whole all stay: the next start, which may be a cluster's own, must not find an empty folder.
 
         Raises:
           DamagedCheckpointError: there are checkpoints and none is whole.
         """
-        steps = self.steps()
+        steps, damaged = self.steps(), []
         for step in reversed(steps):
             try:
-                return step, *self.restore(template, step)
+                found = self.restore(template, step)
             except DamagedCheckpointError as error:
                 logger.error(
                     "checkpoint %s is damaged (%s); going back to the one before",
                     self._directory / str(step),
                     error,
                 )
-                if not self._read_only and jax.process_index() == 0:
-                    self._set_aside(step)
+                damaged.append(step)
+                continue
+            if not self._read_only and jax.process_index() == 0:
+                for other in damaged:
+                    self._set_aside(other)
+            return step, *found
         if steps:
             raise DamagedCheckpointError(
                 f"none of the checkpoints in {self._directory} is whole: name another --workdir, or "
