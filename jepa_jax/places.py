@@ -1,5 +1,6 @@
 """Places to read and to write: folders of this machine, or of a bucket (gs://)."""
 
+import errno
 import io
 import os
 
@@ -75,12 +76,17 @@ class Lines:
         write_whole(path, "".join(lines))
 
     def add(self, line: str) -> None:
-        """Raises OSError where the disk is full."""
+        """Raises OSError where the disk is full, and then leaves no part of the line, which would spoil the
+        next."""
         if not is_local(self._path):
             self._kept.append(line)
             return
-        with open(self._path, "a") as file:
-            file.write(line)
+        content = line.encode()
+        with open(self._path, "ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(content) < len(content):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self._path))
 
     def flush(self) -> None:
         """Raises what the store raises."""

@@ -1,10 +1,12 @@
 """Places on this machine, and those that are refused; buckets are in `bucket_test.py`."""
 
 import pathlib
+import resource
 import subprocess
 import sys
 
 import pytest
+from etils import epath
 from matplotlib.figure import Figure
 
 from jepa_jax.places import Lines, PlaceError, is_local, place, save_figure, write_whole
@@ -59,3 +61,17 @@ def test_a_line_is_on_the_disk_at_once(tmp_path):
 def test_a_figure_is_a_png(tmp_path):
     save_figure(Figure(figsize=(1, 2)), tmp_path / "picture.png", dpi=10)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_that_the_disk_has_no_room_for_spoils_no_other(tmp_path):
+    """A limit on a file's size stands for the full disk: both cut what is written."""
+    lines = Lines(epath.Path(tmp_path) / "lines", ["first\n"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="lines"):
+            lines.add("second\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    lines.add("third\n")
+    assert (tmp_path / "lines").read_text() == "first\nthird\n"
