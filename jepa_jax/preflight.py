@@ -80,6 +80,8 @@ def open_topology(name: str, slices: int = 1) -> tuple[list, Chip]:
     if importlib.util.find_spec("libtpu") is None:
         raise flags.UsageError("preflight needs the TPU's compiler: pip install libtpu")
     options = {"num_slices": slices} if slices > 1 else {}
+    if name.startswith("v4"):
+        options["chip_config_name"] = "megacore"  # a device a chip, as on the machines, not one a core
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # libtpu raises what it likes
@@ -113,9 +115,12 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
 
     Raises:
       DoesNotFitError: it does not fit the chip's memory.
-      ValueError: the batch does not divide over the devices.
+      ValueError: the batch does not divide over the devices, they form no mesh, or the compiler fails.
     """
-    mesh = make_mesh(config.fsdp, devices)
+    try:
+        mesh = make_mesh(config.fsdp, devices)
+    except AssertionError as error:  # how JAX says it
+        raise ValueError(f"the first {len(devices)} chips fill no rectangle of the topology") from error
     if config.batch_size % (mesh.size * config.micro_batches):
         raise ValueError(
             f"batch_size={config.batch_size} is not a multiple of {mesh.size} chips times "
@@ -133,7 +138,7 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
         except jax.errors.JaxRuntimeError as error:
             used = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", str(error))
             if used is None:
-                raise
+                raise ValueError(f"the TPU's compiler cannot do this step: {error}") from error
             power = "KMGT".index(used.group(2)) + 1
             raise DoesNotFitError(float(used.group(1)) * 1024**power) from error
         text = next(pathlib.Path(folder).glob("*.after_optimizations.txt")).read_text()
@@ -185,7 +190,8 @@ def smallest_that_fits(
             compiled, needed = None, error.needed
         print(f"micro_batches={pieces} takes {needed / 1e9:.1f} GB", file=sys.stderr)
         tried.append((pieces, needed))
-        if needed > chip.hbm_bytes:
+        # The compiler keeps a little of the memory to itself: it may refuse what the chip would hold.
+        if compiled is None or needed > chip.hbm_bytes:
             candidates = candidates[place + 1 :]
         else:
             best, candidates = (pieces, compiled), candidates[:place]
@@ -285,6 +291,8 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError(f"--bucket={values.bucket}: data.length_buckets has {len(buckets)}")
     lengths = buckets[values.bucket]
     devices, chip = open_topology(values.topology, values.slices)
+    if (values.chips or 1) > len(devices):
+        raise flags.UsageError(f"--chips={values.chips}: {values.topology} has {len(devices)}")
     devices = devices[: values.chips]
     fits = True
     with flags.as_usage_errors(ValueError):
@@ -293,7 +301,7 @@ def main(arguments: list[str]) -> int:
             needed = compiled.memory["total"]
         except DoesNotFitError as error:
             compiled, needed = None, error.needed
-        if needed > chip.hbm_bytes:
+        if compiled is None or needed > chip.hbm_bytes:
             fits = False
             print(
                 f"{config.name} does not fit {values.topology}: {needed / 1e9:.1f} GB a chip of "
@@ -313,8 +321,9 @@ def main(arguments: list[str]) -> int:
         print(f"\nas configured it does not fit: set --config.micro_batches={config.micro_batches}")
     default = f"runs/{config.name}/preflight-{values.topology.replace(':', '-')}.json"
     out = values.out or pathlib.Path(default)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, json.dumps(result, indent=2) + "\n")
+    with flags.as_usage_errors(OSError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, json.dumps(result, indent=2) + "\n")
     print(f"written to {out}")
     return 0
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 pytest.importorskip("libtpu", reason="the TPU's compiler, of the extras `preflight` and `test`")
@@ -99,6 +100,47 @@ def test_what_the_compiler_says_does_not_fit_is_read():
     assert error.value.needed > 16e9
 
 
+@pytest.mark.parametrize("refused", [16.9e9, 20e9])
+def test_what_the_compiler_refuses_does_not_fit(refused, monkeypatch, tmp_path):
+    """Of 16 GiB it gives a program 15.75."""
+    tried = []
+
+    def compile_step(config, devices, lengths):
+        tried.append(config.micro_batches)
+        if config.micro_batches == 1:
+            raise preflight.DoesNotFitError(refused)
+        return preflight.Compiled({"total": 9e9}, preflight.Cost(flops=1.0), 0.0)
+
+    monkeypatch.setattr(preflight, "compile_step", compile_step)
+    out = tmp_path / "preflight.json"
+    assert preflight.main([f"--config={CONFIG}", "--topology=v5e:2x2", f"--out={out}"]) == 0
+    found = json.loads(out.read_text())
+    assert (found["fits"], found["micro_batches"]) == (False, 2)
+    assert tried == [1, 2]
+    with pytest.raises(flags.UsageError, match="File exists"):
+        preflight.main([f"--config={CONFIG}", "--topology=v5e:2x2", f"--out={out}/inside.json"])
+
+
+def test_a_step_that_the_compiler_cannot_do_is_one_sentence(monkeypatch, capsys):
+    class Lowered:
+        def compile(self, compiler_options):
+            raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: some fusion\nand where")
+
+    step = type("Step", (), {"lower": lambda self, *arguments, **options: Lowered()})()
+    monkeypatch.setattr(preflight, "jit_train_step", lambda template: step)
+    assert flags.run(preflight.main, [f"--config={CONFIG}", "--topology=v5e:2x2"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the TPU's compiler cannot do this step: UNIMPLEMENTED: some fusion\n"
+    )
+
+
+def test_a_device_of_every_chip_that_is_listed_is_a_chip():
+    """The compiler's default for v4 is a device a core, as no machine shows them."""
+    devices, chip = preflight.open_topology("v4:2x2x1")
+    assert (len(devices), chip.name) == (4, "TPU v4")
+    preflight.make_mesh(2, devices)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -107,6 +149,8 @@ def test_what_the_compiler_says_does_not_fit_is_read():
         (["--topology=v5e:2x2", "--bucket=7"], "--bucket=7: data.length_buckets has 2"),
         (["--topology=v5e:4x4"], "batch_size=8 is not a multiple of 16 chips times micro_batches=1"),
         (["--topology=v5e:2x2", "--config.fsdp=8"], "fsdp=8 does not divide the 4 devices"),
+        (["--topology=v5e:2x4", "--chips=3", "--config.fsdp=1"], "the first 3 chips fill no rectangle"),
+        (["--topology=v5e:2x2", "--chips=5"], "--chips=5: v5e:2x2 has 4"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, sentence, capsys):
