@@ -37,6 +37,8 @@ def explain(error: ValidationError, where: str) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}"
+    if first["type"] in ("missing", "json_invalid"):  # what was given is all there is
+        return f"{where}: {place}: {message[0].lower()}{message[1:]}" if place else f"{where}: {message}"
     given = first["input"]
     return f"{where}: {place or 'config'}={given!r}: {message[0].lower()}{message[1:]}"
 
@@ -105,14 +107,16 @@ def flatten(config) -> dict[str, object]:
 
 
 def _literal(text: str):
-    """A Python literal, `true` / `false` / `null`, or else the text itself."""
+    """A Python literal that JSON has too, `true` / `false` / `null`, or else the text itself."""
     words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+        json.dumps(value)
+    except (ValueError, SyntaxError, TypeError):  # the last: a set, say
         return text
+    return value
 
 
 def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
@@ -137,10 +141,11 @@ def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
             section = getattr(section, part, None)
             if depth < len(parts) - 1:
                 node = node[part]
-        if dataclasses.is_dataclass(section):
+        new = _literal(value)
+        if dataclasses.is_dataclass(section) and new is not None:  # null leaves out one that may be
             known = ", ".join(node[parts[-1]])
             raise UsageError(f"--config.{path} is a section; set one of its fields: {known}")
-        node[parts[-1]] = _literal(value)
+        node[parts[-1]] = new
     return _validated(type(config), json.dumps(tree), "command line")
 
 

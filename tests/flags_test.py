@@ -31,6 +31,27 @@ def test_values_are_literals(text, value):
     assert flags.override(CONFIG, [("optim.clip_norm", text)]).optim.clip_norm == value
 
 
+def test_a_section_that_may_be_left_out_can_be():
+    config = flags.load_config("configs/pretrain_images.py")
+    assert config.model.predictor.rope_scaling is not None
+    changed = flags.override(config, [("model.predictor.rope_scaling", "null")])
+    assert changed.model.predictor.rope_scaling is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "run/config.json: Invalid JSON: EOF while"),
+        ('{"steps": 1}', "run/config.json: name: field required"),
+    ],
+)
+def test_json_that_is_no_config_is_not_repeated_in_the_sentence(text, sentence):
+    with pytest.raises(flags.UsageError) as error:
+        flags.config_from_json(text, "run/config.json")
+    assert str(error.value).startswith(sentence)
+    assert text not in str(error.value)
+
+
 def test_fields_that_depend_on_each_other_change_together():
     changed = flags.override(CONFIG, [("model.x_encoder.width", "96"), ("model.x_encoder.heads", "4")])
     assert changed.model.x_encoder.head_size == 24
@@ -59,6 +80,10 @@ def test_fields_that_depend_on_each_other_change_together():
         ("steps.more", "3", "steps has no fields of its own"),
         ("optim.warmup_steps", "100000", "optim.warmup_steps=100000 exceeds steps"),
         ("data.max_shift", "32", "data.max_shift=32 pixels moves all out of a frame"),
+        ("eval.splits", "{'a', 'b'}", "eval.splits=\"{'a', 'b'}\": input should be a valid array"),
+        ("eval.dataset", "{1: b'x'}", "eval.dataset=\"{1: b'x'}\": input should be an object"),
+        ("model.predictor", "null", "model.predictor=None: input should be an object"),
+        ("seed", "4294967296", "seed=4294967296: input should be less than 4294967296"),
         ("data.features", "cache", "is of frames, and data.features has visual tokens"),
     ],
 )

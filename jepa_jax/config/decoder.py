@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from jepa_jax.config.model import LlamaConfig
 from jepa_jax.config.run import CheckpointConfig, OptimizerConfig
-from jepa_jax.config.types import OPTIONS, Factor, NonNegative, Positive, PositiveFloat, Remat
+from jepa_jax.config.types import OPTIONS, Factor, NonNegative, Positive, PositiveFloat, Remat, Seed
 
 
 @dataclass(**OPTIONS)
@@ -40,7 +40,7 @@ class DecoderConfig:
     run_step: NonNegative | None = None
     steps: Positive
     batch_size: Positive
-    seed: NonNegative = 0
+    seed: Seed = 0
     log_every: Positive = 10
 
     def __post_init__(self):

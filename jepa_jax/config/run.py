@@ -17,6 +17,7 @@ from jepa_jax.config.types import (
     NonNegative,
     Positive,
     PositiveFloat,
+    Seed,
     divides,
 )
 
@@ -181,7 +182,7 @@ class Config:
     batch_size: Positive
     micro_batches: Positive = 1
     keep_visual_tokens: bool = True
-    seed: NonNegative = 0
+    seed: Seed = 0
     fsdp: Positive = 1
     log_every: Positive = 10
 

@@ -19,6 +19,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 # What a layer computes again in its backward pass: nothing; norms, activations and rotations; those and
 # the wide products of its MLP; all of it.
 Remat = Literal["none", "elementwise", "mlp", "layer"]
+# JAX's random numbers start from 32 bits.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
