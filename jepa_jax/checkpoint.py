@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from jepa_jax.config import CheckpointConfig
 from jepa_jax.sharding import to_host
@@ -192,9 +193,8 @@ class Checkpointer:
                 )
                 damaged.append(step)
                 continue
-            if not self._read_only and jax.process_index() == 0:
-                for other in damaged:
-                    self._set_aside(other)
+            if damaged and not self._read_only:
+                self._set_aside(damaged)
             return step, *found
         if steps:
             raise DamagedCheckpointError(
@@ -203,13 +203,16 @@ class Checkpointer:
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
-        aside = self._directory.parent / f"damaged-{step}"
-        if aside.exists():
-            aside.rmtree()
-        (self._directory / str(step)).rename(aside)
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps if jax.process_index() == 0 else []:
+            aside = self._directory.parent / f"damaged-{step}"
+            if aside.exists():
+                aside.rmtree()
+            (self._directory / str(step)).rename(aside)
+            logger.error("it was moved to %s", aside)
+        # Every host has to know: one that thinks the step is there would not save it again with the others.
+        multihost_utils.sync_global_devices("set aside")
         self._manager.reload()
-        logger.error("it was moved to %s", aside)
 
     def close(self) -> None:
         """Wait, then release the threads."""
