@@ -1,5 +1,6 @@
 """Checkpoints: everything Orbax. A checkpoint is whole or it is not used."""
 
+import contextlib
 import hashlib
 import logging
 from typing import Any
@@ -21,6 +22,11 @@ _ARRAYS = ("params", "training")
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint whose arrays are not those that were saved, or cannot be read."""
+
+
+def _first_line(error: Exception) -> str:
+    """Of its message, or its name where it has none, as a TimeoutError."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @jax.jit
@@ -140,7 +146,7 @@ class Checkpointer:
             "saving step %s failed, training goes on (last good checkpoint: %s): %s",
             self._pending,
             f"step {kept[-1]}" if kept else "none",
-            str(error).splitlines()[0],
+            _first_line(error),
         )
         self._pending = None
 
@@ -156,21 +162,29 @@ class Checkpointer:
         Raises:
           DamagedCheckpointError: it cannot be read, or an array differs from what was saved.
         """
+        folder, failure = self._directory / str(step), None
+        # Not by the manager, in which hosts that can read wait for one that cannot.
+        arrays, texts = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardRestore(tree) for name, tree in template.items()},
-                    data=ocp.args.JsonRestore(),
-                    fingerprint=ocp.args.JsonRestore(),
-                ),
-            )
+            with contextlib.closing(arrays), contextlib.closing(texts):
+                found = {
+                    name: arrays.restore(folder / name, args=ocp.args.StandardRestore(tree))
+                    for name, tree in template.items()
+                }
+                data, fingerprints = (
+                    texts.restore(folder / x, args=ocp.args.JsonRestore()) for x in ("data", "fingerprint")
+                )
         except Exception as error:  # tensorstore raises bare Exceptions on bad files
-            raise DamagedCheckpointError(str(error).splitlines()[0]) from error
+            failure = error
+        # Each host reads its own shares: where one cannot, no other may go on with this checkpoint.
+        failed = multihost_utils.process_allgather(np.array([failure is not None])).ravel()
+        if failed.any():
+            reason = _first_line(failure) if failure else f"process {np.argmax(failed)} cannot read it"
+            raise DamagedCheckpointError(reason) from failure
         for name in template:
-            if _checksums(found[name]) != found.fingerprint[name]:
+            if _checksums(found[name]) != fingerprints[name]:
                 raise DamagedCheckpointError(f"arrays of {name} differ from those that were saved")
-        return {name: found[name] for name in template}, found.data
+        return found, data
 
     def restore_latest(self, template) -> tuple[int, Any, dict[str, Any]] | None:
         """The last whole checkpoint: (step, items, data), or None where none was ever saved.
