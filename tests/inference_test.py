@@ -96,7 +96,6 @@ def test_one_encoding_serves_many_queries(model, frames):
         ((4, 32, 32, 3), np.uint8),
         ((1, 4, 32, 32, 1), np.uint8),
         ((1, 4, 32, 32, 3), np.float32),
-        ((1, 0, 32, 32, 3), np.uint8),
     ],
 )
 def test_frames_of_another_form_are_refused(model, shape, dtype):
