@@ -290,6 +290,9 @@ def main(arguments: list[str]) -> int:
     if not -len(buckets) <= values.bucket < len(buckets):
         raise flags.UsageError(f"--bucket={values.bucket}: data.length_buckets has {len(buckets)}")
     lengths = buckets[values.bucket]
+    # Of a mixture, the step with the most frames.
+    frames = max(dataset.frames for dataset in config.data.datasets)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, frames=frames))
     devices, chip = open_topology(values.topology, values.slices)
     if (values.chips or 1) > len(devices):
         raise flags.UsageError(f"--chips={values.chips}: {values.topology} has {len(devices)}")

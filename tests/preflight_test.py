@@ -121,6 +121,22 @@ def test_what_the_compiler_refuses_does_not_fit(refused, monkeypatch, tmp_path):
         preflight.main([f"--config={CONFIG}", "--topology=v5e:2x2", f"--out={out}/inside.json"])
 
 
+def test_of_a_mixture_the_longest_clips_count(monkeypatch, tmp_path):
+    seen = []
+
+    def compile_step(config, devices, lengths):
+        seen.append(config.data.frames)
+        return preflight.Compiled({"total": 9e9}, preflight.Cost(flops=1.0), 0.0)
+
+    monkeypatch.setattr(preflight, "compile_step", compile_step)
+    mixture = (
+        "({'dataset': 'emoji_motion/tiny', 'frames': 12}, {'dataset': 'emoji_motion/tiny', 'frames': 1})"
+    )
+    arguments = [f"--config={CONFIG}", "--topology=v5e:2x2", f"--out={tmp_path / 'out.json'}"]
+    assert preflight.main([*arguments, f"--config.data.mixture={mixture}"]) == 0
+    assert seen == [12]
+
+
 def test_a_step_that_the_compiler_cannot_do_is_one_sentence(monkeypatch, capsys):
     class Lowered:
         def compile(self, compiler_options):

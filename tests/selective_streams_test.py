@@ -100,6 +100,14 @@ def test_a_model_that_sees_all_saves_nearly_all_decodes(results):
     assert max(p.cider for p in curves["online"]) <= 1.01 * curves["uniform"][-1].cider
 
 
+def test_the_texts_of_one_stream_alone_are_nobody_else_s(monkeypatch):
+    frames, clips = numbered_clips()
+    monkeypatch.setattr(selective_streams, "load_clips", lambda *_: (frames[:9], clips[:9]))
+    metrics, _, _ = selective_streams.evaluate(Sees(), NearestText)
+    assert metrics["unseen_pairs/uniform_cider"]["value"] > 0
+    assert metrics["unseen_pairs/uniform_cider"]["chance"] is None
+
+
 def test_uniform_decoding_costs_its_rate(results):
     for rate, point in zip(selective_streams.UNIFORM_RATES, results[1]["uniform"], strict=True):
         assert point.decodes_per_second == pytest.approx(rate, rel=0.1)

@@ -200,6 +200,8 @@ class Config:
                 f"loss.objective={self.loss.objective!r} is perfect when all embeddings are equal, so the "
                 "target must stay as it is: set optim.factors.y_encoder=0 and model.y_projection=false"
             )
+        if self.loss.objective == "vicreg" and self.batch_size * self.data.pairs_per_clip == 1:
+            raise ValueError("loss.objective='vicreg' is of variances: set batch_size to 2 or more")
         text, longest = self.model.y_encoder, self.data.length_buckets[-1][1]
         if isinstance(text, BertConfig) and longest > text.max_length:
             raise ValueError(

@@ -90,7 +90,7 @@ class Split:
         return [[TimedText(d.middle, next(texts)[0]) for d in stream] for stream in decodes]
 
     def point(self, method: Method, setting: float, turn: int = 0) -> Point:
-        """A method at a setting; with `turn` 1 each stream is given the next one's texts: chance."""
+        """A method at a setting; with `turn` 1 each stream is given the next one's texts."""
         texts = self._texts([method(windows, setting) for windows in self._windows])
         texts = texts[turn:] + texts[:turn]
         watched = [
@@ -102,6 +102,10 @@ class Split:
             for stream, said in zip(self.streams, texts, strict=True)
         ]
         return measure(watched)
+
+    def chance(self, method: Method, setting: float) -> float | None:
+        """CIDEr where each stream is given the texts of another; None where there is one stream alone."""
+        return self.point(method, setting, turn=1).cider if len(self.streams) > 1 else None
 
     def curves(self) -> dict[str, list[Point]]:
         """A point for each setting of each method."""
@@ -130,7 +134,7 @@ def evaluate(
     curves = reported.curves()
     n = sum(len(stream.annotations) for stream in reported.streams)
     reference = reported.point(uniform, REFERENCE)
-    chance = reported.point(uniform, REFERENCE, turn=1).cider
+    chance = reported.chance(uniform, REFERENCE)
     metrics = {"uniform_cider": {"value": reference.cider, "chance": chance, "n": n}}
     for name, place in places.items():
         curve_saving = saving(curves[name], reference)
@@ -138,7 +142,7 @@ def evaluate(
         if place is not None:
             method, settings = METHODS[name]
             point, setting = curves[name][place], settings[place]
-            other = reported.point(method, setting, turn=1).cider
+            other = reported.chance(method, setting)
             metrics[f"{name}_cider"] = {"value": point.cider, "chance": other, "n": n, "setting": setting}
             fewer = reference.decodes_per_second / point.decodes_per_second
             metrics[f"{name}_times_fewer_decodes"] = {"value": fewer, "chance": 1.0, "n": n}

@@ -164,3 +164,11 @@ def test_what_can_collapse_needs_a_frozen_target(name):
     state = tiny.state(config)[1]
     assert not [name for name in tiny.parameters(state.trained) if name[0] == "y_encoder"]
     assert dataclasses.replace(config, loss=c.LossConfig()).loss.objective == "info_nce"
+
+
+def test_variances_need_more_than_one_pair():
+    loss = c.LossConfig(objective="vicreg")
+    with pytest.raises(ValueError, match="set batch_size to 2 or more"):
+        tiny.run_config(loss=loss, batch_size=1)
+    data = dataclasses.replace(tiny.run_config().data, pairs_per_clip=2)
+    assert tiny.run_config(loss=loss, batch_size=1, data=data).batch_size == 1
