@@ -17,7 +17,8 @@ class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, computed in float32.
 
     `unit_offset` stores the gain as an offset from 1, and multiplies before the cast back to the
-    activations' type, as Gemma does; Llama casts first. `gain` is where training from scratch starts.
+    activations' type, as Gemma does; Llama casts first, and so rounds once more. `gain` is where training
+    from scratch starts.
     """
 
     def __init__(self, width: int, *, eps: float, unit_offset: bool = False, gain: float = 1.0):
@@ -31,7 +32,8 @@ class RMSNorm(nnx.Module):
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         if self.unit_offset:
             return (y * (1.0 + self.scale[...])).astype(x.dtype)
-        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        # In float32 again: the gradient of the gain is a sum over all positions.
+        return (y.astype(x.dtype).astype(jnp.float32) * self.scale[...]).astype(x.dtype)
 
 
 def layer_norm(width: int, *, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -39,29 +41,33 @@ def layer_norm(width: int, *, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNor
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def linear(
-    d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, bias: bool = False, gain: float = 1.0
-) -> nnx.Linear:
-    """Linear map with float32 weights that computes in `dtype`; `gain` scales its initial output."""
+class Linear(nnx.Linear):
+    """Linear map with float32 weights that multiplies in `dtype` and adds its bias in float32: in
+    bfloat16 the gradient of a bias, a sum over all positions, would stop growing after a few hundred."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., E] in `dtype`."""
+        y = _product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else (y.astype(jnp.float32) + self.bias[...]).astype(self.dtype)
+
+
+def linear(d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, bias: bool = False, gain: float = 1.0) -> Linear:
+    """A new `Linear`; `gain` scales its initial output."""
     init = jax.nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
-    return nnx.Linear(
-        d_in, d_out, use_bias=bias, dtype=dtype, kernel_init=init, dot_general=_product, rngs=rngs
-    )
+    return Linear(d_in, d_out, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
 
 
-def _product(x, kernel, dimension_numbers, *, precision=None, out_sharding=None):
-    """`jax.lax.dot_general` of [..., D] and [D, E], in the form that suits XLA on a CPU.
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., D] by [D, E], in the form that suits XLA on a CPU.
 
     There the gradient of the kernel, a sum over several axes, would make transposed copies, and a
     bfloat16 result be computed without the processor's bfloat16 instructions.
     """
     if device_platform() != "cpu":
-        return jax.lax.dot_general(
-            x, kernel, dimension_numbers, precision=precision, out_sharding=out_sharding
-        )
+        return jnp.dot(x, kernel)
     rows = x.reshape(-1, x.shape[-1])
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    out = jnp.dot(rows, kernel, precision=precision, preferred_element_type=wide)
+    out = jnp.dot(rows, kernel, preferred_element_type=wide)
     return out.astype(x.dtype).reshape(*x.shape[:-1], kernel.shape[1])
 
 

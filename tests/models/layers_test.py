@@ -1,4 +1,7 @@
-"""Linear maps on a CPU: the same numbers and gradients as the plain product, without its copies."""
+"""Linear maps on a CPU: the same numbers and gradients as the plain product, without its copies. Gains and
+biases: their gradients are sums over all positions."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jepa_jax.models.layers import linear
+from jepa_jax.models.layers import RMSNorm, layer_norm, linear
+from tests import tiny
 
 SHAPES = [(32,), (5, 32), (0, 5, 32), (3, 5, 32), (2, 3, 5, 32)]
 
@@ -51,3 +55,28 @@ def test_the_gradient_of_the_kernel_is_computed_without_a_copy():
     assert " dot(" in compiled
     assert " transpose(" not in compiled
     assert " copy(" not in compiled
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dtype: linear(32, 32, bias=True, dtype=dtype, rngs=nnx.Rngs(0)),
+        lambda dtype: layer_norm(32, eps=1e-6, dtype=dtype, rngs=nnx.Rngs(0)),
+        lambda dtype: RMSNorm(32, eps=1e-6),
+        lambda dtype: RMSNorm(32, eps=1e-6, unit_offset=True),
+    ],
+    ids=["linear", "layer norm", "Llama's norm", "Gemma's norm"],
+)
+def test_gradients_of_gains_and_biases_are_as_exact_in_bfloat16_however_many_positions(make):
+    """A sum of ones in bfloat16 stops at 256."""
+    x, weights = (jax.random.uniform(jax.random.key(i), (64, 1024, 32)).astype(jnp.bfloat16) for i in (0, 1))
+
+    @functools.partial(jax.jit, static_argnames="dtype")
+    def gradient(x, weights, dtype):
+        graph, state = nnx.split(make(dtype))
+        loss = lambda state: jnp.sum(nnx.merge(graph, state)(x.astype(dtype)) * weights, dtype=jnp.float32)
+        return jax.grad(loss)(state)
+
+    found, wanted = (gradient(x, weights, dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    for name, value in tiny.parameters(wanted).items():
+        assert tiny.relative_error(tiny.parameters(found)[name], value) < 2**-7, name
