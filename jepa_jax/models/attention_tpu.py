@@ -8,6 +8,20 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 _LANES, _LARGEST_BLOCK = 128, 512
 
 
+def blocks(length: int) -> tuple[int, int]:
+    """How many positions a sequence is filled up to, and in blocks of how many it is worked through.
+
+    The fewest positions of which a block is not one tile: where a row of blocks is only filled up to the
+    next tile, 2,049 positions would be 17 blocks of 128. Every block of keys keeps a gradient of all
+    queries, and takes its time whatever its size.
+    """
+    if length <= _LARGEST_BLOCK:
+        padded = length + -length % _LANES
+        return padded, padded
+    sizes = range(_LARGEST_BLOCK, _LANES, -_LANES)
+    return min(((length + -length % size, size) for size in sizes), key=lambda found: found[0])
+
+
 def _mask(length: int, window: int | None, causal: bool) -> splash.Mask:
     reach = (window, 0 if causal else window)
     if window is not None:
@@ -27,14 +41,12 @@ def splash_attention(
       interpret: run on any machine, slowly, for tests.
     """
     b, length, heads, _ = q.shape
-    missing = -length % _LANES
+    padded, block = blocks(length)
+    missing = padded - length
     if missing:
         q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
         valid = jnp.ones((b, length), bool) if valid is None else valid
         valid = jnp.pad(valid, ((0, 0), (0, missing)))
-    padded = length + missing
-    blocks = range(_LANES, _LARGEST_BLOCK + 1, _LANES)
-    block = max(size for size in blocks if padded % size == 0)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,

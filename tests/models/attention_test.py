@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from jepa_jax.models import attention as entry
-from jepa_jax.models import attention_cpu
+from jepa_jax.models import attention_cpu, attention_tpu
 from jepa_jax.models.attention import attention, attention_mask, choose_backend
 from jepa_jax.models.attention_cpu import blockwise_attention
 from jepa_jax.models.attention_tpu import splash_attention
@@ -262,6 +262,17 @@ def test_what_the_compiler_splits_over_devices_takes_xla_s_path_and_what_one_dev
         jax.jit(jax.shard_map(look, in_specs=spec, out_specs=spec, check_vma=False))(jnp.zeros(2))
     assert seen == ["xla", "blockwise"]
     assert {AxisType.Auto} == set(mesh.axis_types)
+
+
+def test_splash_fills_up_to_blocks_that_are_worth_their_while():
+    for length in range(1, 10_000):
+        padded, block = attention_tpu.blocks(length)
+        assert block % 128 == padded % block == 0
+        assert length <= padded < length + block
+        # 512 is as many as fit; a tile at a time is for what is no longer than one.
+        assert block <= 512
+        assert block > 128 or length <= 128
+        assert padded <= max(length + 255, 128 * -(-length // 128))
 
 
 def test_splash_compiles_for_a_tpu_at_the_sizes_of_every_part(monkeypatch):
