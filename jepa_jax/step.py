@@ -47,15 +47,19 @@ def _model_maker(trained: nnx.State, frozen: nnx.State, graphdef: nnx.GraphDef, 
     """
     shapes = [jax.tree.map(jnp.shape, jax.tree.leaves(tree)) for tree in (trained, frozen)]
 
-    def gathered(tree, shapes):
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        apart = [{"stacked", "token_embedding"} & set(names_of(path)) for path, _ in leaves]
-        return jax.tree.unflatten(
-            treedef,
-            [x if a else whole(x, s, dtype) for (_, x), a, s in zip(leaves, apart, shapes, strict=True)],
-        )
+    def gathered(path, x, shape):
+        names = set(names_of(path))
+        if {"stacked", "token_embedding"} & names:
+            return x
+        # A kernel travels in the type that it is computed in; BERT's positions are added in float32.
+        return whole(x, shape, dtype if "kernel" in names else None)
 
-    return lambda *trees: nnx.merge(graphdef, *map(gathered, trees, shapes))
+    def all_gathered(tree, shapes):
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        pairs = zip(leaves, shapes, strict=True)
+        return jax.tree.unflatten(treedef, [gathered(*leaf, shape) for leaf, shape in pairs])
+
+    return lambda *trees: nnx.merge(graphdef, *map(all_gathered, trees, shapes))
 
 
 def _embed_rows(model: VLJEPA, batch: Batch) -> tuple[jax.Array, jax.Array]:

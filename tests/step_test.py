@@ -7,11 +7,12 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 
 from jepa_jax import config as c
 from jepa_jax.sharding import make_mesh, shard_global_batch
 from jepa_jax.state import abstract_state
-from jepa_jax.step import gradients_in_pieces, loss_fn
+from jepa_jax.step import embed, gradients_in_pieces, loss_fn
 from tests import tiny
 
 BATCH, PAIRS = 16, 2
@@ -135,6 +136,25 @@ def test_plain_accumulation_would_be_noticed():
         for b in (batch, half)
     )
     assert part < whole - 0.1
+
+
+@pytest.mark.parametrize("text", [tiny.bert(), tiny.y_encoder()], ids=["bert", "gemma"])
+def test_a_step_sees_the_embeddings_that_the_model_gives_in_bfloat16(text):
+    config = tiny.run_config(model=tiny.model(y_encoder=text, compute_dtype="bfloat16"), batch_size=BATCH)
+    graphdef, state = tiny.state(config)
+    batch = jax.tree.map(jax.numpy.asarray, tiny.batch(BATCH, config.model))
+
+    def directly(trained, frozen, graphdef, batch):
+        model = nnx.merge(graphdef, trained, frozen)
+        predicted = model.predictor(model.encode_frames(batch["frames"]), batch["query"], batch["query_mask"])
+        return predicted, model.y_encoder(batch["target"], batch["target_mask"])
+
+    functions = functools.partial(embed, config=config), directly
+    in_a_step, alone = (
+        jax.jit(f, static_argnums=2)(state.trained, state.frozen, graphdef, batch) for f in functions
+    )
+    for found, expected in zip(in_a_step, alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(("micro_batches", "batch_size"), [(3, 16), (32, 16)])
