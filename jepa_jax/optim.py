@@ -31,8 +31,7 @@ def _names(path) -> list[str]:
 def _decays(path, x) -> bool:
     """Weight decay is for matrices: not for gains, biases and the temperature. The layers of a
     stack add one axis, so names decide, not the number of axes."""
-    names = _names(path)
-    return "kernel" in names or "token_embedding" in names
+    return not {"scale", "bias", "log_logit_scale"} & set(_names(path))
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:

@@ -33,6 +33,7 @@ def small_tree() -> dict:
         },
         "y_encoder": {
             "token_embedding": tiny.normal(7, 5),
+            "position_embedding": tiny.normal(11, 5),
             "blocks": {"stacked": {"query": {"kernel": tiny.normal(2, 5, 5)}}},
         },
         "log_logit_scale": np.float32(2.7),
@@ -132,12 +133,12 @@ def test_weight_decay_is_for_matrices_only():
     flat = jax.tree_util.tree_flatten_with_path(small_tree())[0]
     decayed = set()
     for (path, x), a, b in zip(flat, jax.tree.leaves(change), jax.tree.leaves(plain), strict=True):
-        if tiny.names(path)[-1] in ("kernel", "token_embedding"):
+        if tiny.names(path)[-1] in ("kernel", "token_embedding", "position_embedding"):
             np.testing.assert_allclose(a, b - 0.1 * 0.3 * x, rtol=1e-5, atol=1e-7)
             decayed.add(tiny.names(path)[-1])
         else:
             np.testing.assert_array_equal(a, b)
-    assert decayed == {"kernel", "token_embedding"}
+    assert decayed == {"kernel", "token_embedding", "position_embedding"}
 
 
 def test_clipping_scales_the_whole_gradient_to_the_norm():
