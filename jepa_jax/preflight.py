@@ -3,7 +3,7 @@
     python -m jepa_jax.preflight --config=FILE.py --topology=v5p:4x4x8 [--config.SECTION.FIELD=VALUE ...]
 
 It compiles the run's own training step, prints memory, work, traffic and the time that each bounds, and
-writes the same as JSON. Needs the package `libtpu` (the extra `tpu`).
+writes the same as JSON. Needs the TPU's compiler (the extra `preflight`).
 """
 
 import os
@@ -78,7 +78,7 @@ def open_topology(name: str, slices: int = 1) -> tuple[list, Chip]:
       UsageError: libtpu is not installed, the name is none, or the chip is not in the table.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise flags.UsageError("preflight needs the TPU's compiler: pip install libtpu")
+        raise flags.UsageError("preflight needs the TPU's compiler: pip install 'jepa_jax[preflight]'")
     options = {"num_slices": slices} if slices > 1 else {}
     if name.startswith("v4"):
         options["chip_config_name"] = "megacore"  # a device a chip, as on the machines, not one a core

@@ -1,6 +1,7 @@
 """`python -m jepa_jax.data.build` from its command line."""
 
 import csv
+import importlib.util
 import json
 
 import numpy as np
@@ -90,3 +91,15 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path, pictures, capsys, more
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: ")
     assert message in said
+
+
+def test_without_beam_it_explains_itself_and_names_the_extra(tmp_path, pictures, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    without = lambda name, *rest: None if name == "apache_beam" else find(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "--rebalance" in capsys.readouterr().out
+    assert flags.run(main, arguments(tmp_path, pictures)) == 2
+    assert capsys.readouterr().err == "error: a build needs apache_beam: pip install 'jepa_jax[build]'\n"

@@ -167,12 +167,12 @@ def _print(report: dict, folder: pathlib.Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
+    values, overrides = flags.parse(arguments, _parser())
     for package in ("apache_beam", "sklearn"):
         if importlib.util.find_spec(package) is None:
-            raise flags.UsageError(f"a build needs {package}: pip install jepa_jax[build]")
+            raise flags.UsageError(f"a build needs {package}: pip install 'jepa_jax[build]'")
     from jepa_jax.data.build.runner import BeamRunner, WorkerDiedError
 
-    values, overrides = flags.parse(arguments, _parser())
     if overrides:
         raise flags.UsageError("a build has no config: no --config flags here")
     _check(values)
