@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import logging
 import pathlib
 import tempfile
 import threading
@@ -16,6 +17,11 @@ from jepa_jax.places import is_local, place
 SHIPPED = {"emoji_motion": pathlib.Path(__file__).parent / "emoji_motion" / "tokenizer"}
 # Of the files of a tokenizer; beside them there may be gigabytes of weights.
 _FILES = (".json", ".txt", ".model", ".jinja")
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """For the log of `transformers`: that it misses PyTorch, which no tokenizer needs, is nobody's worry."""
+    return not record.getMessage().startswith("PyTorch was not found")
 
 
 @contextlib.contextmanager
@@ -49,6 +55,7 @@ class Tokenizer:
     """
 
     def __init__(self, name: str, prefix: str = "", vocab_size: int | None = None):
+        logging.getLogger("transformers").addFilter(_is_no_advice)
         from transformers import AutoTokenizer  # slow to import, and only needed here
 
         try:

@@ -26,6 +26,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -278,6 +280,22 @@ def test_threads_that_cut_to_different_lengths_do_not_disturb_one_another():
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = [ids.tolist() for ids, _ in pool.map(lambda job: shared(*job), jobs)]
     assert found == expected
+
+
+def test_nobody_is_told_to_install_pytorch():
+    """`transformers` says at its first import that models are out of reach without it."""
+    program = (
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "from jepa_jax.data.tokenizer import Tokenizer\n"
+        "Tokenizer('emoji_motion')\n"
+        "from transformers.utils import is_torch_available\n"
+        "print(is_torch_available())\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 def write_golden():
