@@ -3,8 +3,9 @@
     python -m jepa_jax.train --config=configs/finetune.py --config.data.dataset=NAME
     python -m jepa_jax.preflight --config=configs/finetune.py --topology=v5p:4x4x8
 
-For a pod, after stage 3, whose work directory it starts from. NAME is a TFDS dataset with the features of
-`emoji_motion`; the kinds of its pairs are weighted by `data.pair_weights`.
+For a pod, after stage 3, whose work directory it starts from. NAME is a TFDS dataset of
+videos with questions and answers (docs/data.md has the other sources); `data.pair_weights` may weight the
+kinds of its pairs.
 Expected: see `docs/pods.md` for what the step costs; it was not run here.
 """
 

@@ -6,8 +6,8 @@
     python -m weights_conversion --source=google/embeddinggemma-300m --out=weights/embeddinggemma-300m
     python -m jepa_jax.train --config=configs/pretrain_images.py --config.data.dataset=NAME
 
-For a pod. NAME is a TFDS dataset with the features of `emoji_motion`: frames (an image is one frame) and
-pairs (a caption is a pair with an empty query). Expected: the paper reports 61.6% zero-shot on ImageNet
+For a pod. NAME is a TFDS dataset of images and captions; docs/data.md has the other sources, such as
+tar shards (`data.path`) and mixtures. Expected: the paper reports 61.6% zero-shot on ImageNet
 after this stage; it was not run here.
 """
 

@@ -3,8 +3,8 @@
     python -m jepa_jax.train --config=configs/pretrain_video.py --config.data.dataset=NAME
     python -m jepa_jax.preflight --config=configs/pretrain_video.py --topology=v5p:4x4x8
 
-For a pod, after stage 1, whose work directory it starts from. NAME is a TFDS dataset with the features of
-`emoji_motion`: at least eight frames a record, and pairs (a caption is a pair with an empty query).
+For a pod, after stage 1, whose work directory it starts from. NAME is a TFDS dataset of
+videos and captions; docs/data.md has the other sources.
 Expected: see `docs/pods.md` for what the step costs; it was not run here.
 """
 

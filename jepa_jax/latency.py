@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a model with a decoder")
-    parser.add_argument("--rounds", type=flags.count, default=50)
+    parser.add_argument("--rounds", type=flags.count, default=50, help="medians are of so many (default: 50)")
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")

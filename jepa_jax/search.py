@@ -86,9 +86,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("text", help="what is looked for")
     parser.add_argument("--index", required=True, metavar="DIR", help="what jepa_jax.embed wrote")
     parser.add_argument("--checkpoint", required=True, help="the model that embedded it")
-    parser.add_argument("--top", type=flags.count, default=8, help="how many are shown")
+    parser.add_argument("--top", type=flags.count, default=8, help="how many are shown (default: 8)")
     parser.add_argument("--kind", choices=("exact", "ivf"), help="of index (default: by size)")
-    parser.add_argument("--out", type=flags.local_path, default="search.png", metavar="FILE")
+    parser.add_argument(
+        "--out", type=flags.local_path, default="search.png", metavar="FILE", help="(default: search.png)"
+    )
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")

@@ -28,6 +28,9 @@ from jepa_jax.streaming.texts import NearestText, Speaks, Written, read_bank
 from jepa_jax.streaming.timeline import Thinned, Timeline
 from jepa_jax.streaming.windows import Embedded, look
 
+# argparse's own word for a flag's default.
+_DEFAULT = "(default: %(default)s)"
+
 
 class Latency:
     """How long windows took, those of the compiling first batch apart: an even sample of any number."""
@@ -118,21 +121,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--video", required=True, metavar="SOURCE", help="a file, a URL or a camera")
     parser.add_argument("--device", help="a camera's interface: v4l2, avfoundation, dshow")
     parser.add_argument("--bank", metavar="FILE", help="texts to choose from (default: the model's decoder)")
-    parser.add_argument("--query", default="describe the clip", help="what the model is asked")
-    parser.add_argument("--out", type=flags.local_path, default="watched", metavar="DIR")
-    parser.add_argument("--window", type=float, default=2.0, metavar="SECONDS", help="what one look takes in")
+    parser.add_argument("--query", default="describe the clip", help=f"what the model is asked {_DEFAULT}")
+    parser.add_argument("--out", type=flags.local_path, default="watched", metavar="DIR", help=_DEFAULT)
+    parser.add_argument(
+        "--window", type=float, default=2.0, metavar="SECONDS", help=f"what one look takes in {_DEFAULT}"
+    )
     parser.add_argument(
         "--step", type=float, metavar="SECONDS", help="from look to look (default: window / 2)"
     )
     parser.add_argument("--frames", type=int, metavar="T", help="of a window (default: as in training)")
-    parser.add_argument("--batch", type=int, default=1, help="windows at a time; more for files")
+    parser.add_argument("--batch", type=int, default=1, help=f"windows at a time; more for files {_DEFAULT}")
     online = parser.add_argument_group("as it comes")
     for field in dataclasses.fields(OnlineConfig):
-        online.add_argument(f"--{field.name}", type=field.type, default=field.default)
+        online.add_argument(f"--{field.name}", type=field.type, default=field.default, help=_DEFAULT)
     whole = parser.add_argument_group("the whole video")
     whole.add_argument("--offline", action="store_true", help="segments by clustering, once all is seen")
     whole.add_argument("--segments", type=int, metavar="N", help="at most so many")
-    whole.add_argument("--embedding", choices=("midpoint", "mean"), default="midpoint", help="of a segment")
+    whole.add_argument(
+        "--embedding", choices=("midpoint", "mean"), default="midpoint", help=f"of a segment {_DEFAULT}"
+    )
     values, overrides = flags.parse(arguments, parser)
     if overrides:
         raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
