@@ -75,6 +75,7 @@ def test_fields_that_depend_on_each_other_change_together():
         ("fsdp", "5", "batch_size=64 is not a multiple of fsdp=5"),
         ("data.length_buckets", "()", "tuple should have at least 1 item"),
         ("data.length_buckets", "((16,16),(8,8))", "must ascend"),
+        ("data.fields.medium", "x", "data.fields has no field 'medium'; did you mean media?"),
         ("loss.temperature", "0.001", "loss.temperature=0.001 is below 1/max_logit_scale=0.01"),
         ("optim", "3", "optim is a section; set one of its fields: name, learning_rate"),
         ("steps.more", "3", "steps has no fields of its own"),

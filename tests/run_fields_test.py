@@ -52,6 +52,7 @@ ELSEWHERE = {
     "data.dataset": "test_the_dataset_is_the_one_named",
     "data.data_dir": "the run below finds its data there",
     "data.path": "test_a_source_is_opened_as_told",
+    "data.fields": "test_a_source_is_opened_as_told",
     "data.max_pixels": "test_a_source_is_opened_as_told",
     "data.max_media_bytes": "test_a_source_is_opened_as_told",
     "data.max_text_characters": "test_a_source_is_opened_as_told",
@@ -182,6 +183,7 @@ def test_workers_are_as_many_as_told_and_share_what_is_read_ahead(monkeypatch):
     assert told["num_threads"] == 5
 
 
+NO_FIELDS = dataclasses.asdict(c.FieldMap())
 WHOLE = c.DatasetConfig(
     path="a", split="odd", data_dir="d", fields=c.FieldMap(media="clip"), pair_weights=(("x", 2.0),)
 )
@@ -193,6 +195,7 @@ WHOLE = c.DatasetConfig(
         ({"path": "there"}, [{"path": "there", "split": "train"}], {}),
         ({"path": "there", "split": "b"}, [{"path": "there", "split": "b"}], {}),
         ({"dataset": "x/y", "data_dir": "z"}, [{"dataset": "x/y", "data_dir": "z"}], {}),
+        ({"path": "a", "fields": c.FieldMap(media="m")}, [{"fields": {**NO_FIELDS, "media": "m"}}], {}),
         ({"max_pixels": 5}, [{}], {"max_pixels": 5}),
         ({"max_media_bytes": 6}, [{}], {"max_media_bytes": 6}),
         ({"max_text_characters": 7}, [{}], {"max_text_characters": 7}),

@@ -78,8 +78,9 @@ class DataConfig:
     """What is read and how it becomes a batch.
 
     `dataset` (a TFDS name) or `path` (a folder, which goes before it), or several of either as a
-    `mixture`, each with a split and pair weights of its own. `length_buckets` are (query, target) token
-    lengths, ascending; all of a global batch is padded to one of them. Longer texts are cut to the last.
+    `mixture`, each with a split, fields and pair weights of its own. `length_buckets` are (query, target)
+    token lengths, ascending; all of a global batch is padded to one of them. Longer texts are cut to the
+    last.
     `pair_weights` are (kind, relative odds) of a record's (query, target) pairs; a kind left out is not
     drawn, and without any all have the odds that their records give them. With `pairs_per_clip` over 1 a
     clip is encoded once for so many pairs: where the X-Encoder trains, that is most of the cost of a
@@ -98,6 +99,7 @@ class DataConfig:
     path: str | None = None
     split: str = "train"
     data_dir: str | None = None
+    fields: FieldMap = FieldMap()
     mixture: tuple[DatasetConfig, ...] = ()
     features: str | None = None
     frames: Positive = 8
@@ -127,6 +129,7 @@ class DataConfig:
             )
         if self.mixture:
             alone = [name for name in ("path", "features", "pair_weights") if getattr(self, name)]
+            alone += ["fields"] if self.fields != FieldMap() else []
             if alone:
                 raise ValueError(f"data.{alone[0]} is of one dataset: data.mixture must be empty")
 
@@ -145,6 +148,7 @@ class DataConfig:
                 **where,
                 split=self.split,
                 data_dir=self.data_dir,
+                fields=self.fields,
                 frames=self.frames,
                 pair_weights=self.pair_weights,
             ),
