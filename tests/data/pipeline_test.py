@@ -1,6 +1,7 @@
 """Batches are a pure function of (seed, step), on any number of hosts."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -343,6 +344,13 @@ def test_the_iterator_goes_on_from_its_saved_state():
     for name, x in expected.items():
         np.testing.assert_array_equal(found[name], x)
         np.testing.assert_array_equal(dataset[3].arrays[name], x)
+
+
+@pytest.mark.parametrize("config", [ONE_BUCKET, CONFIG], ids=["one bucket", "two"])
+def test_a_batch_may_be_one_clip(config):
+    dataset = pipeline.batches(dataclasses.replace(config, batch_size=1, fsdp=1), [SOURCE], TOKENIZERS)
+    with contextlib.closing(Loader(dataset, config.data, BadRecords(0.0))) as loader:
+        assert len(next(loader)["frames"]) == 1
 
 
 def test_equal_texts_have_equal_ids_and_others_differ():
