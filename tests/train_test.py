@@ -87,8 +87,9 @@ def test_a_run_leaves_what_it_promises(whole_run):
 def test_the_same_seed_gives_the_same_run_and_another_another(whole_run, data_dir, tmp_path):
     finish(start(tmp_path / "same", data_dir))
     assert losses(tmp_path / "same") == losses(whole_run[0])
-    finish(start(tmp_path / "other", data_dir, "--config.seed=1"))
-    assert losses(tmp_path / "other") != losses(whole_run[0])
+    short = ["--config.seed=1", "--config.steps=4"]
+    finish(start(tmp_path / "other", data_dir, *short))
+    assert losses(tmp_path / "other")[0][1] != losses(whole_run[0])[0][1]
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_numbers(whole_run, data_dir, tmp_path):
@@ -105,7 +106,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(whole_run, data_dir,
         return file.exists() and file.read_text().count("\n") >= count
 
     rng = random.Random(0)
-    moments = [lambda: lines(2), saving, saving, lambda: lines(17), saving, lambda: lines(29)]
+    moments = [lambda: lines(2), saving, lambda: lines(17), saving]
     for moment in moments:
         process = start(workdir, data_dir)
         wait_for(process, moment)
