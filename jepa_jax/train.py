@@ -32,7 +32,7 @@ from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
 from jepa_jax.metrics import NotFiniteError, plot_loss
-from jepa_jax.places import place, write_whole
+from jepa_jax.places import place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, draw_state, from_items, to_items
 from jepa_jax.step import jit_train_step
@@ -97,12 +97,10 @@ def train(config: Config, workdir: epath.Path) -> int:
             validation = evaluate.Validation(config, tokenizers) if by_recall else None
             for split in config.eval.splits:
                 open_split(config, split)
-            workdir.mkdir(parents=True, exist_ok=True)
-            if distributed.is_main():
-                write_whole(workdir / "config.json", flags.config_to_json(config))
+            taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
-    with jax.set_mesh(mesh), contextlib.closing(checkpointer):
+    with taken, jax.set_mesh(mesh), contextlib.closing(checkpointer):
         graphdef, template = abstract_state(config, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, template)
         with flags.as_usage_errors(DamagedCheckpointError):

@@ -38,7 +38,6 @@ from jepa_jax.metrics import NotFiniteError
 from jepa_jax.models.vl_jepa import unit
 from jepa_jax.models.y_decoder import YDecoder
 from jepa_jax.optim import learning_rate_schedule, optimizer_chain
-from jepa_jax.places import write_whole
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import TrainState, to_items
 
@@ -172,14 +171,12 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         with distributed.main_first():
             part = open_init(config)
             dataset, sources = open_data(config, model, mesh, bad)
-            workdir.mkdir(parents=True, exist_ok=True)
-            if distributed.is_main():
-                write_whole(workdir / "config.json", flags.config_to_json(config))
+            taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    with jax.set_mesh(mesh), contextlib.closing(checkpointer):
+    with taken, jax.set_mesh(mesh), contextlib.closing(checkpointer):
         size = model.config.model.embedding_size
         graphdef, shapes = jax.eval_shape(lambda: init_state(config, size))
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)

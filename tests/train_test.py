@@ -197,3 +197,18 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_check
     step = int(output.split("at step ")[1].split(";")[0])
     kept = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
     assert all(k < step for k in kept)
+
+
+def test_two_trainings_in_one_work_directory_are_refused(data_dir, tmp_path):
+    """Each would move the other's half-written checkpoints and write its lines into one metrics.jsonl."""
+    workdir = tmp_path / "run"
+    first = start(workdir, data_dir)
+    try:
+        wait_for(first, lambda: (workdir / "metrics.jsonl").exists())
+        second = start(workdir, data_dir)
+        output = second.communicate(timeout=120)[0]
+        assert second.returncode == 2, output
+        assert f"error: another training is at work in {workdir}" in output.splitlines()[-1]
+    finally:
+        first.kill()
+        first.wait()
