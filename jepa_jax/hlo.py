@@ -193,7 +193,7 @@ class Program:
             return
         total.flops += self._flops(i, body)
         total.memory_bytes += self._memory(i, body)
-        if i.opcode == "fusion":
+        if i.opcode == "fusion" and self._stage(i.attribute("calls")) in (None, "Start"):
             inner = self.computations[i.attribute("calls")]
             for j in inner.values():
                 if j.opcode in _COLLECTIVES:
@@ -238,6 +238,11 @@ class Program:
         """Bytes read and written by one instruction that is run as it stands."""
         if i.opcode == "fusion":
             name = i.attribute("calls")
+            stage = self._stage(name)
+            if stage == "Start":
+                return sum(a.moved for a in i.arrays[:2])  # the share and the whole
+            if stage == "Done":
+                return 0.0
             given = [(n, body[x].arrays[0].moved) for n, x in enumerate(i.operands) if body[x].arrays]
             read = sum(self._read(name, n, size) for n, size in given if size)
             return read + self._written(name, i)
@@ -247,6 +252,16 @@ class Program:
         if i.opcode == "dynamic-update-slice":
             return 2 * given[1].moved
         return sum(a.moved for a in given) + sum(a.moved for a in i.arrays)
+
+    @functools.cache  # noqa: B019
+    def _stage(self, name: str) -> str | None:
+        """Of a fusion of a collective that goes on beside products: the TPU's compiler writes it into the one
+        that begins it, "Start", all that it runs beside, "Under way", and "Done". None of any other."""
+        body = self.computations[name].values()
+        if not any(i.opcode in _COLLECTIVES and "chain_id=" in i.text for i in body):
+            return None
+        ends = (re.search(r'"AsyncCollective(Start|Done)"', i.text) for i in body)
+        return next((end.group(1) for end in ends if end), "Under way")
 
     @functools.cache  # noqa: B019
     def _users(self, name: str) -> dict[str, list[Instruction]]:
@@ -276,6 +291,8 @@ class Program:
                     continue  # written in place
                 elif user.opcode == "fusion":
                     total += self._read(user.attribute("calls"), user.operands.index(x), size)
+                elif self._stage(name) and (user.opcode in _COLLECTIVES or user.is_root):
+                    continue  # counted at its start, handed on
                 else:
                     return size
         return min(total, size)
@@ -288,6 +305,8 @@ class Program:
         total = 0.0
         for root, out in zip(roots, i.arrays, strict=False):
             j = _through_copies(root, body, ("bitcast",))
+            if self._stage(name) and j.opcode in ("parameter", *_COLLECTIVES):
+                continue  # handed on
             if j.opcode == "dynamic-update-slice":
                 total += min(out.moved, body[j.operands[1]].arrays[0].bytes)
             else:

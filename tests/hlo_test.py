@@ -152,3 +152,59 @@ def test_pairs_of_a_convolution_that_meet_an_input(size, outputs, kernel, stride
     spread_out[pad : pad + (size - 1) * spread + 1 : spread] = 1
     met = sum(spread_out[o * stride + k * holes] for o in range(outputs) for k in range(kernel))
     assert _valid_pairs(size, outputs, kernel, stride, spread, holes, pad) == met
+
+
+# An all-gather that goes on beside a product, as the TPU's compiler writes it: into the fusion that starts
+# it, the one with the product, and the one that ends it.
+ASYNC = """HloModule step
+
+%start (p.0: bf16[1,256,64]) -> (bf16[1,256,64], bf16[1,256,256], u32[]) {
+  %p.0 = bf16[1,256,64]{1,2,0} parameter(0)
+  %all-gather.1 = bf16[1,256,256]{1,2,0} all-gather(%p.0), channel_id=28, replica_groups={{0,1,2,3}}, \
+dimensions={2}, frontend_attributes={chain_id="5"}
+  ROOT %custom-call.1 = (bf16[1,256,64]{1,2,0}, bf16[1,256,256]{1,2,0}, u32[]{:S(2)}) \
+custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (p.1: bf16[1,256,64], p.2: bf16[1,256,256], p.3: bf16[16,128], p.4: bf16[128,32]) -> \
+(bf16[16,32], bf16[1,256,64], bf16[1,256,256], bf16[1,256,256]) {
+  %p.3 = bf16[16,128]{1,0} parameter(2)
+  %p.4 = bf16[128,32]{1,0} parameter(3)
+  %convolution.1 = bf16[16,32]{1,0} convolution(%p.3, %p.4), dim_labels=bf_io->bf
+  %p.1 = bf16[1,256,64]{1,2,0} parameter(0)
+  %p.2 = bf16[1,256,256]{1,2,0} parameter(1)
+  %all-gather.2 = bf16[1,256,256]{1,2,0} all-gather(%p.1), channel_id=28, replica_groups={{0,1,2,3}}, \
+dimensions={2}, frontend_attributes={chain_id="5"}
+  ROOT %tuple.1 = (bf16[16,32]{1,0}, bf16[1,256,64]{1,2,0}, bf16[1,256,256]{1,2,0}, bf16[1,256,256]{1,2,0}) \
+tuple(%convolution.1, %p.1, %p.2, %all-gather.2)
+}
+
+%done (p.5: bf16[1,256,64], p.6: bf16[1,256,256]) -> bf16[1,256,256] {
+  %p.5 = bf16[1,256,64]{1,2,0} parameter(0)
+  %p.6 = bf16[1,256,256]{1,2,0} parameter(1)
+  %all-gather.3 = bf16[1,256,256]{1,2,0} all-gather(%p.5), channel_id=28, replica_groups={{0,1,2,3}}, \
+dimensions={2}, frontend_attributes={chain_id="5"}
+  ROOT %custom-call.2 = bf16[1,256,256]{1,2,0} custom-call(%p.5, %p.6, %all-gather.3), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w: bf16[1,256,64], x: bf16[16,128], y: bf16[128,32]) -> bf16[1,256,256] {
+  %w = bf16[1,256,64]{1,2,0} parameter(0)
+  %x = bf16[16,128]{1,0} parameter(1)
+  %y = bf16[128,32]{1,0} parameter(2)
+  %fusion.1 = (bf16[1,256,64]{1,2,0}, bf16[1,256,256]{1,2,0}, u32[]{:S(2)}) fusion(%w), kind=kCustom, calls=%start
+  %share = bf16[1,256,64]{1,2,0} get-tuple-element(%fusion.1), index=0
+  %whole = bf16[1,256,256]{1,2,0} get-tuple-element(%fusion.1), index=1
+  %fusion.2 = (bf16[16,32]{1,0}, bf16[1,256,64]{1,2,0}, bf16[1,256,256]{1,2,0}, bf16[1,256,256]{1,2,0}) \
+fusion(%share, %whole, %x, %y), kind=kOutput, calls=%beside
+  %whole.1 = bf16[1,256,256]{1,2,0} get-tuple-element(%fusion.2), index=2
+  ROOT %fusion.3 = bf16[1,256,256]{1,2,0} fusion(%share, %whole.1), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_a_collective_that_goes_on_beside_other_work_counts_once():
+    found = Program(ASYNC).cost()
+    assert found.collectives == {("all-gather", "bf16[1, 256, 64]"): (1, 3 * 256 * 64 * 2)}
+    assert found.flops == 2 * 16 * 128 * 32
+    assert found.memory_bytes == 2 * (256 * 64 + 256 * 256 + 16 * 128 + 128 * 32 + 16 * 32)
