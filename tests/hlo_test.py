@@ -192,7 +192,8 @@ ENTRY %main (w: bf16[1,256,64], x: bf16[16,128], y: bf16[128,32]) -> bf16[1,256,
   %w = bf16[1,256,64]{1,2,0} parameter(0)
   %x = bf16[16,128]{1,0} parameter(1)
   %y = bf16[128,32]{1,0} parameter(2)
-  %fusion.1 = (bf16[1,256,64]{1,2,0}, bf16[1,256,256]{1,2,0}, u32[]{:S(2)}) fusion(%w), kind=kCustom, calls=%start
+  %fusion.1 = (bf16[1,256,64]{1,2,0}, bf16[1,256,256]{1,2,0}, u32[]{:S(2)}) fusion(%w), kind=kCustom, \
+calls=%start
   %share = bf16[1,256,64]{1,2,0} get-tuple-element(%fusion.1), index=0
   %whole = bf16[1,256,256]{1,2,0} get-tuple-element(%fusion.1), index=1
   %fusion.2 = (bf16[16,32]{1,0}, bf16[1,256,64]{1,2,0}, bf16[1,256,256]{1,2,0}, bf16[1,256,256]{1,2,0}) \

@@ -204,7 +204,7 @@ def test_two_trainings_in_one_work_directory_are_refused(data_dir, tmp_path):
     workdir = tmp_path / "run"
     first = start(workdir, data_dir)
     try:
-        wait_for(first, lambda: (workdir / "metrics.jsonl").exists())
+        wait_for(first, (workdir / "metrics.jsonl").exists)
         second = start(workdir, data_dir)
         output = second.communicate(timeout=120)[0]
         assert second.returncode == 2, output
