@@ -139,7 +139,9 @@ class Checkpointer:
         self.failed_saves += 1
         for leftover in self._directory.glob(f"{self._pending}*"):
             if leftover.name != str(self._pending) and jax.process_index() == 0:
-                leftover.rmtree(missing_ok=True)
+                # It cannot go while other threads of Orbax still write there: the next start clears it.
+                with contextlib.suppress(Exception):
+                    leftover.rmtree(missing_ok=True)
         self._manager.reload()
         kept = self.steps()
         logger.error(

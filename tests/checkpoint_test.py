@@ -180,6 +180,27 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_what_is_left_of_a_failed_save_and_cannot_be_removed_ends_no_training(tmp_path, monkeypatch, caplog):
+    """As while other threads of the same save still write there."""
+    checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig(best_metric="loss"))
+
+    def save(*_, **__):
+        (tmp_path / "c" / "1.orbax-checkpoint-tmp").mkdir()
+        raise OSError("the disk is full")
+
+    def rmtree(*_, **__):
+        raise OSError("Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer._manager, "save", save)
+        patch.setattr(type(checkpointer._directory), "rmtree", rmtree)
+        checkpointer.save(1, items(0), {}, {"loss": 1.0})
+    assert "saving step 1 failed, training goes on (last good checkpoint: none)" in caplog.text
+    checkpointer.save(2, items(0), {}, {"loss": 1.0})
+    checkpointer.close()
+    assert (checkpointer.failed_saves, checkpointer.steps()) == (1, [2])
+
+
 def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(small_disk, caplog):
     big = {
         "params": {"kernel": jax.random.normal(jax.random.key(0), (300, 1000))},
