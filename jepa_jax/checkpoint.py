@@ -116,6 +116,8 @@ class Checkpointer:
         self.wait()
         if step in self._manager.all_steps():
             return
+        if self.failed_saves:
+            self._clear()  # or it would take the room of this one
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
             data=ocp.args.JsonSave(data),
@@ -137,11 +139,7 @@ class Checkpointer:
 
     def _report_failure(self, error: Exception) -> None:
         self.failed_saves += 1
-        for leftover in self._directory.glob(f"{self._pending}*"):
-            if leftover.name != str(self._pending) and jax.process_index() == 0:
-                # It cannot go while other threads of Orbax still write there: the next start clears it.
-                with contextlib.suppress(Exception):
-                    leftover.rmtree(missing_ok=True)
+        self._clear()
         self._manager.reload()
         kept = self.steps()
         logger.error(
@@ -151,6 +149,12 @@ class Checkpointer:
             _first_line(error),
         )
         self._pending = None
+
+    def _clear(self) -> None:
+        """Remove what failed saves left behind, as far as no thread of Orbax still writes there."""
+        for leftover in self._directory.glob("*.orbax-checkpoint-tmp*") if jax.process_index() == 0 else []:
+            with contextlib.suppress(Exception):
+                leftover.rmtree(missing_ok=True)
 
     def restore(self, template: dict[str, Any], step: int) -> tuple[dict[str, Any], dict]:
         """One checkpoint, or those of its items that `template` names.
@@ -233,4 +237,10 @@ class Checkpointer:
     def close(self) -> None:
         """Wait, then release the threads."""
         self.wait()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception:
+            # A second error of a save whose first was reported: Orbax keeps it, and raises it once.
+            self._manager.close()
+        if self.failed_saves:
+            self._clear()

@@ -180,6 +180,22 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_a_save_that_failed_twice_over_is_closed_all_the_same(tmp_path, monkeypatch):
+    """Orbax's checkpointer keeps the second error and raises it, once, when it is closed."""
+    checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig(best_metric="loss"))
+    checkpointer.save(1, items(0), {}, {"loss": 1.0})
+    close, errors = checkpointer._manager.close, [OSError("the disk is full")]
+
+    def close_with_errors():
+        if errors:
+            raise errors.pop()
+        close()
+
+    monkeypatch.setattr(checkpointer._manager, "close", close_with_errors)
+    checkpointer.close()
+    assert not errors
+
+
 def test_what_is_left_of_a_failed_save_and_cannot_be_removed_ends_no_training(tmp_path, monkeypatch, caplog):
     """As while other threads of the same save still write there."""
     checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig(best_metric="loss"))
@@ -199,6 +215,7 @@ def test_what_is_left_of_a_failed_save_and_cannot_be_removed_ends_no_training(tm
     checkpointer.save(2, items(0), {}, {"loss": 1.0})
     checkpointer.close()
     assert (checkpointer.failed_saves, checkpointer.steps()) == (1, [2])
+    assert [folder.name for folder in (tmp_path / "c").iterdir()] == ["2"]
 
 
 def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(small_disk, caplog):
