@@ -99,8 +99,11 @@ def train(config: Config, workdir: epath.Path) -> int:
                 open_split(config, split)
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
-    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
-    with taken, jax.set_mesh(mesh), contextlib.closing(checkpointer):
+    with (
+        taken,
+        jax.set_mesh(mesh),
+        contextlib.closing(Checkpointer(workdir / "checkpoints", config.checkpoint)) as checkpointer,
+    ):
         graphdef, template = abstract_state(config, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, template)
         with flags.as_usage_errors(DamagedCheckpointError):

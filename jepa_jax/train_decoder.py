@@ -173,10 +173,13 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
             dataset, sources = open_data(config, model, mesh, bad)
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
-    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    with taken, jax.set_mesh(mesh), contextlib.closing(checkpointer):
+    with (
+        taken,
+        jax.set_mesh(mesh),
+        contextlib.closing(Checkpointer(workdir / "checkpoints", config.checkpoint)) as checkpointer,
+    ):
         size = model.config.model.embedding_size
         graphdef, shapes = jax.eval_shape(lambda: init_state(config, size))
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
