@@ -87,9 +87,8 @@ def test_a_run_leaves_what_it_promises(whole_run):
 def test_the_same_seed_gives_the_same_run_and_another_another(whole_run, data_dir, tmp_path):
     finish(start(tmp_path / "same", data_dir))
     assert losses(tmp_path / "same") == losses(whole_run[0])
-    short = ["--config.seed=1", "--config.steps=4"]
-    finish(start(tmp_path / "other", data_dir, *short))
-    assert losses(tmp_path / "other")[0][1] != losses(whole_run[0])[0][1]
+    finish(start(tmp_path / "other", data_dir, "--config.seed=1"))
+    assert losses(tmp_path / "other") != losses(whole_run[0])
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_numbers(whole_run, data_dir, tmp_path):
