@@ -13,6 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jepa_jax.config import CheckpointConfig
+from jepa_jax.errors import first_line
 from jepa_jax.sharding import to_host
 
 logger = logging.getLogger(__name__)
@@ -22,11 +23,6 @@ _ARRAYS = ("params", "training")
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint whose arrays are not those that were saved, or cannot be read."""
-
-
-def _first_line(error: Exception) -> str:
-    """Of its message, or its name where it has none, as a TimeoutError."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @jax.jit
@@ -146,7 +142,7 @@ class Checkpointer:
             "saving step %s failed, training goes on (last good checkpoint: %s): %s",
             self._pending,
             f"step {kept[-1]}" if kept else "none",
-            _first_line(error),
+            first_line(error),
         )
         self._pending = None
 
@@ -185,7 +181,7 @@ class Checkpointer:
         # Each host reads its own shares: where one cannot, no other may go on with this checkpoint.
         failed = multihost_utils.process_allgather(np.array([failure is not None])).ravel()
         if failed.any():
-            reason = _first_line(failure) if failure else f"process {np.argmax(failed)} cannot read it"
+            reason = first_line(failure) if failure else f"process {np.argmax(failed)} cannot read it"
             raise DamagedCheckpointError(reason) from failure
         for name in template:
             if _checksums(found[name]) != fingerprints[name]:

@@ -14,6 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jepa_jax import flags
+from jepa_jax.errors import first_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +182,7 @@ def ending_together(workdir):
     except Exception as error:
         if jax.process_count() == 1 or isinstance(error, flags.UsageError):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} stops, for another host was lost "
             f"or something failed here ({reason[:300]}); start the same command on all hosts again: it goes "

@@ -337,7 +337,7 @@ def test_a_checkpoint_that_one_host_cannot_read_is_none_for_all_and_can_be_saved
         for i in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=60)[1] for process in processes]
+        errors = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jepa_jax.errors import first_line
 from jepa_jax.flags import UsageError
 
 _SAFETENSORS_TYPES = {
@@ -113,7 +114,7 @@ def load_pickle(file: pathlib.Path):
             ) from error
         raise UsageError(f"{file} is truncated or no PyTorch file: download it again") from error
     except Exception as error:  # the reader raises whatever a cut file leads it to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(f"{file} is truncated or no PyTorch file ({reason}): download it again") from error
 
 

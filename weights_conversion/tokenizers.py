@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import sys
 
+from jepa_jax.errors import first_line
 from weights_conversion.sources import Source
 
 # Llama 3's special tokens follow its 128,000 ordinary ones, 256 in all; those without a use are reserved.
@@ -40,7 +41,7 @@ def _write_from_gguf(source: Source, folder: pathlib.Path) -> None:
     try:
         tokenizer = _from_gguf(source)
     except Exception as error:  # the library raises whatever an unknown tokenizer leads it to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         print(f"warning: {source.tensors.files[0]}: its tokenizer was not read ({reason})", file=sys.stderr)
         return
     tokenizer.save_pretrained(folder)

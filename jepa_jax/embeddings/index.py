@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from jepa_jax.errors import first_line
 from jepa_jax.flags import UsageError
 from jepa_jax.places import write_whole
 
@@ -103,8 +104,7 @@ def load(path: pathlib.Path, about: dict):
     try:
         return _faiss().read_index(str(path))
     except RuntimeError as error:  # FAISS's own
-        reason = (str(error).splitlines() or [""])[0]
-        logger.warning("%s is damaged and is built again: %s", path, reason)
+        logger.warning("%s is damaged and is built again: %s", path, first_line(error))
         return None
 
 

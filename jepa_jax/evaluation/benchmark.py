@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from jepa_jax.errors import first_line
 from jepa_jax.evaluation.media import MediaFolder, MissingMediaError
 from jepa_jax.flags import UsageError
 
@@ -172,7 +173,7 @@ def _refused(items: Sequence[Item], check_query: Callable[[str], None]) -> dict[
         try:
             check_query(query)
         except ValueError as error:
-            causes[query] = _first_line(error)
+            causes[query] = first_line(error)
     return {item.name: causes[item.query] for item in items if item.query in causes}
 
 
@@ -241,7 +242,7 @@ def predictions(
             try:
                 found = future.result()
             except (ValueError, OSError) as error:
-                missing.update(dict.fromkeys((items[p].name for p in clip.places), _first_line(error)))
+                missing.update(dict.fromkeys((items[p].name for p in clip.places), first_line(error)))
                 continue
             by_shape[found.shape].append((found, clip.places))
         for batch in by_shape.values():
@@ -254,10 +255,6 @@ def predictions(
                     predicted = np.zeros((len(items), answers.shape[-1]), np.float32)
                 predicted[list(at)] = answers
     return predicted, missing
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def run(benchmark: Benchmark, model: Answers, watching: Watching | None = None) -> Outcome:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import av
 import numpy as np
 
+from jepa_jax.errors import first_line
+
 # What a URL may lead to: a playlist from elsewhere must not open files of this machine.
 _NETWORK = "http,https,tcp,tls,udp,rtp,rtsp,rtmp,hls,crypto,data"
 # To open, and between two packets: a network that is silent for so long is gone.
@@ -54,7 +56,7 @@ class _Clock:
 def _reason(error: Exception) -> str:
     if isinstance(error, av.ExitError):  # how PyAV's timeout comes out
         return f"nothing came for {max(_PATIENCE):g} s"
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _check_size(source: str, width: int, height: int, max_pixels: int) -> None:
