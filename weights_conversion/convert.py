@@ -20,7 +20,8 @@ from jepa_jax.config import BertConfig
 from jepa_jax.parts import LanguageModelConfig, LazyArray
 from weights_conversion import bert, gemma, llama, open_vljepa, vjepa2
 from weights_conversion.engine import ConversionError, Rule, Unused, plan
-from weights_conversion.sources import Source, sha256
+from weights_conversion.files import sha256
+from weights_conversion.sources import Source
 from weights_conversion.tokenizers import write_tokenizer
 
 # The part each kind of source becomes, and those it can become.

@@ -1,15 +1,15 @@
 """What a source is: a file, a folder or a hub name, told apart by what is in it."""
 
-import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jepa_jax.flags import UsageError
 from weights_conversion import llama, open_vljepa, vjepa2
+from weights_conversion.files import read_json
+from weights_conversion.sentence import SentenceModules, read_modules
 from weights_conversion.tensors import (
     GGUF,
     Joined,
@@ -23,8 +23,6 @@ from weights_conversion.tensors import (
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a hub name is downloaded for; other formats of the same weights are left where they are.
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]
-# No text is so long.
-_NO_BOUND = 10**9
 _MODEL_TYPES = ("vjepa2", "llama", "gemma3_text", "bert")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -52,7 +50,7 @@ class Source:
         "gemma3", "gemma3_gguf", "bert" or "open_vljepa".
       config: its own configuration: config.json, params.json, GGUF metadata, or a saved dict.
       root: the folder around it.
-      sentence: the sentence-transformers modules around the model: pool, Dense heads, length.
+      sentence: the sentence-transformers modules around the model.
       revision: the commit of a hub download.
     """
 
@@ -60,7 +58,7 @@ class Source:
     tensors: Tensors
     config: Mapping[str, Any]
     root: pathlib.Path
-    sentence: "SentenceModules | None" = None
+    sentence: SentenceModules | None = None
     revision: str | None = None
 
     def tokenizer_files(self) -> list[pathlib.Path]:
@@ -78,16 +76,6 @@ class Source:
         head = card.read_text(errors="replace").split("---", 2)
         named = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if len(head) == 3 else None
         return named.group(1) if named else None
-
-
-@dataclass
-class SentenceModules:
-    """The modules of a sentence-transformers folder after the model itself."""
-
-    folder: pathlib.Path
-    pool: str = "mean"
-    dense: list[pathlib.Path] = field(default_factory=list)
-    max_length: int | None = None
 
 
 def open_source(name: str, *, encoder: str = "encoder", x_encoder: str | None = None) -> Source:
@@ -141,17 +129,6 @@ def _download(name: str) -> tuple[pathlib.Path, str]:
     return folder, folder.name
 
 
-def _read_json(file: pathlib.Path, kind: type = dict) -> Any:
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} is no JSON file ({error}): download it again") from error
-    if not isinstance(found, kind):
-        wanted = "object" if kind is dict else "list"
-        raise UsageError(f"{file} does not hold the JSON {wanted} it should: download it again")
-    return found
-
-
 def _open_folder(path: pathlib.Path) -> Source:
     if (path / "modules.json").is_file():
         return _open_sentence_folder(path)
@@ -194,14 +171,6 @@ def _open_folder_of(path: pathlib.Path) -> Source:
     return source
 
 
-def _inside(root: pathlib.Path, name: str) -> pathlib.Path:
-    """A path that a file of the source names; it must stay in the source's folder."""
-    found = (root / name).resolve()
-    if not found.is_relative_to(root.resolve()):
-        raise UsageError(f"{root} names {name!r}, which lies outside of it: refused")
-    return root / name
-
-
 def _weights(path: pathlib.Path) -> Tensors:
     """The tensors of a Hugging Face folder, in one file or in shards."""
     for single, kind in (("model.safetensors", Safetensors), ("pytorch_model.bin", None)):
@@ -209,7 +178,7 @@ def _weights(path: pathlib.Path) -> Tensors:
         if (path / single).is_file():
             return Safetensors([path / single]) if kind else Pickled(path / single)
         if index.is_file():
-            named = _read_json(index).get("weight_map")
+            named = read_json(index).get("weight_map")
             if not isinstance(named, dict):
                 raise UsageError(f"{index} has no weight_map: download it again")
             names = sorted(set(map(str, named.values())))
@@ -228,7 +197,7 @@ def _weights(path: pathlib.Path) -> Tensors:
 
 
 def _open_hugging_face(path: pathlib.Path) -> Source:
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     kind = config.get("model_type")
     if kind not in _MODEL_TYPES:
         raise UsageError(
@@ -238,77 +207,16 @@ def _open_hugging_face(path: pathlib.Path) -> Source:
 
 
 def _open_sentence_folder(path: pathlib.Path) -> Source:
-    found = SentenceModules(folder=path)
-    model = None
-    for module in _read_json(path / "modules.json", list):
-        if not isinstance(module, dict):
-            raise UsageError(f"{path / 'modules.json'} lists {module!r}, which is no module")
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        place = _inside(path, str(module.get("path", "")))
-        match kind:
-            case "Transformer":
-                model = place
-            case "Pooling":
-                found.pool = _pool(_read_json(place / "config.json"), place)
-            case "Dense":
-                found.dense.append(place)
-            case "Normalize":
-                pass  # embeddings are L2-normalised in any case
-            case _:
-                raise UsageError(f"{path / 'modules.json'} has a module {kind!r} that is not built")
-    if model is None:
-        raise UsageError(f"{path / 'modules.json'} names no Transformer")
-    found.max_length = _max_length(model)
-    source = _open_hugging_face(model)
-    source.root, source.sentence = path, found
-    found.folder = model
-    tensors = [("", source.tensors)]
-    for k, place in enumerate(found.dense):
-        _check_dense(_read_json(place / "config.json"), place)
-        tensors.append((f"dense:{k}/", _weights(place)))
-    source.tensors = Joined(tensors)
+    sentence = read_modules(path)
+    source = _open_hugging_face(sentence.folder)
+    source.root, source.sentence = path, sentence
+    dense = [(f"dense:{k}/", _weights(place)) for k, place in enumerate(sentence.dense)]
+    source.tensors = Joined([("", source.tensors), *dense])
     return source
 
 
-def _max_length(model: pathlib.Path) -> int | None:
-    """Tokens that sentence-transformers cuts a text to. From version 6 on it leaves that to the tokenizer,
-    whose configuration has an astronomical number where there is no bound."""
-    places = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
-    for name, key in places:
-        found = _read_json(model / name).get(key) if (model / name).is_file() else None
-        if found is None:
-            continue
-        if not isinstance(found, int | float) or not found >= 1:
-            raise UsageError(f"{model / name}: {key}={found!r} must be a number from 1 on")
-        return int(found) if found < _NO_BOUND else None
-    return None
-
-
-def _pool(config: Mapping, place: pathlib.Path) -> str:
-    """Both spellings of sentence-transformers: one mode by name, or a flag for each."""
-    named = config.get("pooling_mode")
-    flags = [k.removeprefix("pooling_mode_") for k, on in config.items() if on is True]
-    modes = [str(named)] if named else flags
-    known = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}
-    found = [mode for mode in modes if mode not in ("include_prompt",)]
-    if len(found) != 1 or found[0] not in known:
-        raise UsageError(
-            f"{place / 'config.json'} pools by {found}; only the mean and the first token are built"
-        )
-    return known[found[0]]
-
-
-def _check_dense(config: Mapping, place: pathlib.Path) -> None:
-    activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
-    if config.get("bias") or not activation.endswith("Identity"):
-        raise UsageError(
-            f"{place / 'config.json'}: a Dense head with bias={config.get('bias')} and {activation}; only "
-            "plain ones are built"
-        )
-
-
 def _open_meta_llama(path: pathlib.Path) -> Source:
-    params = _read_json(path / "params.json")
+    params = read_json(path / "params.json")
     files = sorted(path.glob("consolidated.*.pth"))
     if not files:
         raise UsageError(f"{path} has a params.json but no consolidated.*.pth: download them")
@@ -394,8 +302,3 @@ def _open_vljepa(path: pathlib.Path, key: str | None, saved: Mapping, x_encoder:
             raise UsageError(f"--x_encoder={x_encoder} is no Hugging Face V-JEPA 2 but {other.kind}")
         tensors = Joined([("", tensors), ("x_encoder.model.", other.tensors)])
     return Source("open_vljepa", tensors, saved, path.parent)
-
-
-def sha256(file: pathlib.Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,95 @@
+"""A sentence-transformers folder: what its modules do with the states of the model."""
+
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jepa_jax.flags import UsageError
+from weights_conversion.files import inside, read_json
+
+# No text is so long.
+_NO_BOUND = 10**9
+
+
+@dataclass
+class SentenceModules:
+    """What a sentence-transformers folder has around the model.
+
+    Attributes:
+      folder: of the model itself, in which its tokenizer is.
+      pool: "mean" or "first".
+      dense: folders of the Dense heads.
+      max_length: tokens that a text is cut to, None where there is no bound.
+    """
+
+    folder: pathlib.Path
+    pool: str = "mean"
+    dense: list[pathlib.Path] = field(default_factory=list)
+    max_length: int | None = None
+
+
+def read_modules(path: pathlib.Path) -> SentenceModules:
+    """Those that modules.json lists.
+
+    Raises:
+      UsageError: one of them is malformed, outside of the folder, or computes what is not built.
+    """
+    found, model = SentenceModules(folder=path), None
+    for module in read_json(path / "modules.json", list):
+        if not isinstance(module, dict):
+            raise UsageError(f"{path / 'modules.json'} lists {module!r}, which is no module")
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        place = inside(path, str(module.get("path", "")))
+        match kind:
+            case "Transformer":
+                model = place
+            case "Pooling":
+                found.pool = _pool(read_json(place / "config.json"), place)
+            case "Dense":
+                _check_dense(read_json(place / "config.json"), place)
+                found.dense.append(place)
+            case "Normalize":
+                pass  # embeddings are L2-normalised in any case
+            case _:
+                raise UsageError(f"{path / 'modules.json'} has a module {kind!r} that is not built")
+    if model is None:
+        raise UsageError(f"{path / 'modules.json'} names no Transformer")
+    found.folder, found.max_length = model, _max_length(model)
+    return found
+
+
+def _max_length(model: pathlib.Path) -> int | None:
+    """Tokens that sentence-transformers cuts a text to. From version 6 on it leaves that to the tokenizer,
+    whose configuration has an astronomical number where there is no bound."""
+    places = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
+    for name, key in places:
+        found = read_json(model / name).get(key) if (model / name).is_file() else None
+        if found is None:
+            continue
+        if not isinstance(found, int | float) or not found >= 1:
+            raise UsageError(f"{model / name}: {key}={found!r} must be a number from 1 on")
+        return int(found) if found < _NO_BOUND else None
+    return None
+
+
+def _pool(config: Mapping, place: pathlib.Path) -> str:
+    """Both spellings of sentence-transformers: one mode by name, or a flag for each."""
+    named = config.get("pooling_mode")
+    flags = [k.removeprefix("pooling_mode_") for k, on in config.items() if on is True]
+    modes = [str(named)] if named else flags
+    known = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}
+    found = [mode for mode in modes if mode not in ("include_prompt",)]
+    if len(found) != 1 or found[0] not in known:
+        raise UsageError(
+            f"{place / 'config.json'} pools by {found}; only the mean and the first token are built"
+        )
+    return known[found[0]]
+
+
+def _check_dense(config: Mapping, place: pathlib.Path) -> None:
+    activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
+    if config.get("bias") or not activation.endswith("Identity"):
+        raise UsageError(
+            f"{place / 'config.json'}: a Dense head with bias={config.get('bias')} and {activation}; only "
+            "plain ones are built"
+        )
