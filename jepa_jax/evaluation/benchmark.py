@@ -113,6 +113,18 @@ class Outcome:
     missing: dict[str, str]
 
 
+def checked_numbers(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings, or scores of them, as they are. What is not a number compares as neither near nor far, and
+    would be scored as an answer.
+
+    Raises:
+      UsageError: some are not numbers.
+    """
+    if not np.isfinite(embeddings).all():
+        raise UsageError("the model's answers are not numbers: its weights are broken")
+    return embeddings
+
+
 def with_query(benchmark: Benchmark, query: str) -> Benchmark:
     """The benchmark under another query.
 
@@ -282,9 +294,7 @@ def run(benchmark: Benchmark, model: Answers, watching: Watching | None = None) 
     missing = {**benchmark.unknown, **missing}
     if not kept:
         raise UsageError(f"nothing of {len(items)} items could be used" + _examples(missing))
-    chosen = None if predicted is None else predicted[kept]
-    if chosen is not None and not np.isfinite(chosen).all():
-        raise UsageError("the model's answers are not numbers: its weights are broken")
+    chosen = None if predicted is None else checked_numbers(predicted[kept])
     return Outcome(benchmark.score([items[place] for place in kept], chosen, model), missing)
 
 

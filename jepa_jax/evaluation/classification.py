@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
+from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics, checked_numbers
 from jepa_jax.evaluation.retrieval import ranks
 from jepa_jax.flags import UsageError
 
@@ -19,8 +19,11 @@ def class_embeddings(embed_text, phrasings: Sequence[Sequence[str]]) -> np.ndarr
 
     Returns:
       [classes, E].
+
+    Raises:
+      UsageError: they are not numbers.
     """
-    flat = embed_text([text for texts in phrasings for text in texts])
+    flat = checked_numbers(embed_text([text for texts in phrasings for text in texts]))
     ends = np.cumsum([len(texts) for texts in phrasings])[:-1]
     means = np.stack([part.mean(axis=0) for part in np.split(flat, ends)])
     return means / np.linalg.norm(means, axis=1, keepdims=True)

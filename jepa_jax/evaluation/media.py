@@ -7,7 +7,7 @@ from collections import defaultdict
 from jepa_jax.flags import UsageError
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VIDEOS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+VIDEOS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 SUFFIXES = {*IMAGES, *VIDEOS}
 
 
@@ -16,8 +16,10 @@ class MissingMediaError(ValueError):
 
 
 def _without_suffix(path: pathlib.PurePosixPath) -> tuple[str, ...]:
-    suffix = path.suffix.lower()
-    return path.with_suffix("").parts if suffix in SUFFIXES else path.parts
+    # All of them: what re-encodes often appends one, as the downloader of DiDeMo does ("ID.mov.mp4").
+    while path.suffix.lower() in SUFFIXES:
+        path = path.with_suffix("")
+    return path.parts
 
 
 def _in_order(folders: tuple[str, ...], path: tuple[str, ...]) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jepa_jax.evaluation.benchmark import Answers, Item, Metrics
+from jepa_jax.evaluation.benchmark import Answers, Item, Metrics, checked_numbers
 from jepa_jax.flags import UsageError
 
 
@@ -22,11 +22,9 @@ def ranks_of_scores(scores: np.ndarray, is_match: np.ndarray) -> np.ndarray:
       [Q] int.
 
     Raises:
-      ValueError: a score is not a number; compared with, it would come first.
+      UsageError: a score is not a number; compared with, it would come first.
     """
-    if not np.isfinite(scores).all():
-        raise ValueError("embeddings that are not numbers cannot be ranked: the model is broken")
-    best = np.where(is_match, scores, -np.inf).max(axis=1, keepdims=True)
+    best = np.where(is_match, checked_numbers(scores), -np.inf).max(axis=1, keepdims=True)
     return 1 + ((scores >= best) & ~is_match).sum(axis=1)
 
 

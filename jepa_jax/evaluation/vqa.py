@@ -47,11 +47,13 @@ def yes_no_metrics(said_yes: np.ndarray, is_yes: np.ndarray) -> Metrics:
 def score_yes_no(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metrics:
     """`yes_no_metrics` of items whose answers are (setting, is it yes).
 
-    With more than one setting, of each apart and their mean.
+    With more than one setting, of each apart and their mean. Where yes and no are as near, the answer is
+    wrong.
     """
     yes, no = class_embeddings(model.embed_text, YES_NO)
-    said = predicted @ yes > predicted @ no
     truth = np.array([is_yes for _, is_yes in (item.answer for item in items)], bool)
+    nearer = predicted @ yes - predicted @ no
+    said = np.where(nearer == 0, ~truth, nearer > 0)
     settings = np.array([item.answer[0] for item in items])
     names = list(dict.fromkeys(settings.tolist()))
     apart = {name: yes_no_metrics(said[settings == name], truth[settings == name]) for name in names}

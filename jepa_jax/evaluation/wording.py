@@ -33,17 +33,19 @@ def spread_metrics(
 
     Returns:
       `cosine`, and with classes `same_top_1` (the share of clips whose nearest class is the same under
-      all wordings), `worst_wording` and `best_wording` (accuracy).
+      all wordings), `worst_wording` and `best_wording` (accuracy). Of several as near none is the nearest.
     """
     n = answers.shape[1]
     metrics = {"cosine": {"value": mean_pairwise_cosine(answers), "chance": 0.0, "n": n}}
     if classes is None:
         return metrics
-    chosen = (answers @ classes.T).argmax(axis=-1)
-    accuracy = (chosen == labels).mean(axis=1)
+    scores = answers @ classes.T
+    chosen = scores.argmax(axis=-1)
+    is_one = (scores == scores.max(axis=-1, keepdims=True)).sum(axis=-1) == 1
+    accuracy = (is_one & (chosen == labels)).mean(axis=1)
     chance = 1 / len(classes)
     values = {
-        "same_top_1": (np.mean((chosen == chosen[0]).all(axis=0)), chance ** (len(answers) - 1)),
+        "same_top_1": (np.mean((is_one & (chosen == chosen[0])).all(axis=0)), chance ** (len(answers) - 1)),
         "worst_wording": (accuracy.min(), chance),
         "best_wording": (accuracy.max(), chance),
     }

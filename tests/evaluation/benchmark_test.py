@@ -132,6 +132,37 @@ def test_answers_that_are_not_numbers_are_told(found, tmp_path):
         run(found, model, fill(tmp_path, found.items))
 
 
+@pytest.mark.parametrize(
+    ("task", "fixture"), [("ssv2", "ssv2"), ("pope", "pope"), ("msvd", "msvd"), ("visla", "visla")]
+)
+def test_texts_whose_embeddings_are_not_numbers_are_told(task, fixture, tmp_path):
+    found = read(task, fixture)
+    model = World({})
+    model.predict = lambda visual, queries: np.eye(3)[[0] * len(queries)]
+    model.embed_text = lambda texts: np.full((len(texts), 3), np.nan)
+    with pytest.raises(UsageError, match="weights are broken"):
+        run(found, model, fill(tmp_path, found.items))
+
+
+@pytest.mark.parametrize(
+    ("task", "fixture", "metric"),
+    [
+        ("ssv2", "ssv2", "top_1"),
+        ("gqa", "gqa", "accuracy"),
+        ("pope", "pope", "accuracy"),
+        ("msvd", "msvd", "video_to_text_recall_at_1"),
+        ("visla", "visla", "accuracy"),
+        ("world_prediction_wm", "world", "accuracy"),
+    ],
+)
+def test_one_embedding_for_everything_is_never_right(task, fixture, metric, tmp_path):
+    found = read(task, fixture)
+    model = World({})
+    model.predict = lambda visual, queries: np.eye(3)[[0] * len(queries)]
+    model.embed_text = lambda texts: np.eye(3)[[0] * len(texts)]
+    assert run(found, model, fill(tmp_path, found.items)).metrics[metric]["value"] == 0
+
+
 def test_images_and_videos_may_be_mixed(tmp_path):
     lengths = {"a": 1, "b": 4, "c": 1, "d": 4}
     items = [Item(name=n, media=(n,), answer=length, query="how long?") for n, length in lengths.items()]
@@ -165,13 +196,17 @@ def test_a_clip_of_several_pieces_gives_each_its_share():
 
 
 def test_media_are_found_in_any_layout(tmp_path):
-    for name in ("x/y/take1/cam.mp4", "x/y/take2/deep/cam.MKV", "plain.webm", "notes.json", "10@N00.mov"):
+    files = ("x/y/take1/cam.mp4", "x/y/take2/deep/cam.MKV", "plain.webm", "notes.json", "10@N00.mov")
+    for name in (*files, "11@N00.mov.mp4", "12@N00.3gp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     media = MediaFolder(tmp_path)
     assert media.find("take1/cam").parts[-2] == "take1"
     assert media.find("take2/cam.avi").name == "cam.MKV"
     assert media.find("10@N00").name == "10@N00.mov"
+    # As DiDeMo's downloader calls what its annotations call "11@N00.mov" and "12@N00.3gp".
+    assert media.find("11@N00.mov").name == "11@N00.mov.mp4"
+    assert media.find("12@N00.3gp").name == "12@N00.3gp"
     with pytest.raises(MissingMediaError, match=r"2 media files of that name: x/y/take1/cam.mp4, "):
         media.find("cam")
     # Another take's camera is another camera, even where only one has a file.

@@ -39,6 +39,12 @@ def test_spread_by_hand():
     assert metrics["same_top_1"]["chance"] == 0.5
 
 
+def test_one_embedding_for_everything_has_no_nearest_class():
+    everything = np.ones((3, 4, 1))
+    metrics = spread_metrics(everything, np.ones((5, 1)), np.zeros(4, int))
+    assert [metrics[name]["value"] for name in ("same_top_1", "worst_wording", "best_wording")] == [0] * 3
+
+
 def test_a_benchmark_is_asked_in_every_wording(tmp_path):
     found = reworded(read("coin_tr", "coin"), ["What is this?", "Which task is it?", "Name the task."])
     assert [item.query for item in found.items[:3]] == [

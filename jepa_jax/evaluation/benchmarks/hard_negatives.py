@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from jepa_jax.evaluation.annotations import locate, read_rows, read_table
-from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
+from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics, checked_numbers
 
 SPLITS = ("all",)
 # Of three similarities, that of the positives is to be the greatest.
@@ -55,7 +55,7 @@ def is_right(first: np.ndarray, second: np.ndarray, negative: np.ndarray) -> np.
 
 def _score(items: Sequence[Item], _: None, model: Answers) -> Metrics:
     triplets = zip(*(triplet for _, triplet in (item.answer for item in items)), strict=True)
-    right = is_right(*(model.embed_text(list(texts)) for texts in triplets))
+    right = is_right(*(checked_numbers(model.embed_text(list(texts))) for texts in triplets))
     parts = np.array([item.answer[0] for item in items])
     found = {part: right[parts == part] for part in dict.fromkeys(parts.tolist())}
     found["accuracy"] = right
