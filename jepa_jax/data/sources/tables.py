@@ -1,6 +1,7 @@
 """Rows of a manifest by number: JSON Lines, CSV or Parquet."""
 
 import bisect
+import collections
 import contextlib
 import csv
 import functools
@@ -23,8 +24,8 @@ from jepa_jax.data.sources.selection import spread
 ROWS_ASKED = 100
 # Of Parquet: a table of so many bytes is read at once; of others so many rows, through so large a buffer.
 SMALL_TABLE_BYTES, _BATCH_ROWS, _BUFFER_BYTES = 2**20, 1024, 2**20
-# Rows are read in any order if more often than this the next one is not near, and once in so many reads.
-_MOST_JUMPS, _STEPS_PER_JUMP = 100, 16
+# Rows are read in any order if the next one was not near so many times of late, and once in so many reads.
+_JUMPS, _STEPS_PER_JUMP = 100, 16
 
 
 class Table(Protocol):
@@ -174,8 +175,10 @@ class Parquet:
         # The batches that follow, and the one that was read last, with how many rows are before it.
         self._batches: Iterator[Any] | None = None
         self._first, self._batch = 0, None
-        # How often rows were read elsewhere than in the last batch or after it, and how often there.
-        self._jumps = self._steps = 0
+        # Rows that were read, and how many had been at each of the last jumps, elsewhere than into the last
+        # batch or after it. What was read in order before, to measure all texts, says nothing of what comes.
+        self._steps = 0
+        self._jumps: collections.deque[int] = collections.deque(maxlen=_JUMPS)
         self._lock = threading.Lock()
 
     def use(self, paths: Sequence[str]) -> None:
@@ -226,8 +229,9 @@ class Parquet:
 
         after = self._first + (0 if self._batch is None else len(self._batch))
         if self._batches is None or not after <= index < after + _BATCH_ROWS:
-            self._jumps += 1
-            if self._is_small or self._jumps > max(_MOST_JUMPS, self._steps / _STEPS_PER_JUMP):
+            is_often = len(self._jumps) == _JUMPS and self._steps - self._jumps[0] < _JUMPS * _STEPS_PER_JUMP
+            self._jumps.append(self._steps)
+            if self._is_small or is_often:
                 with self._path.open("rb") as file:
                     self._batch = parquet.read_table(file, columns=self._columns)
                 self._first, self._batches = 0, None

@@ -370,3 +370,15 @@ def test_a_parquet_whose_rows_are_read_in_any_order_is_read_at_once(folder, larg
     assert len(whole_tables_read) == 1
     with pytest.raises(IndexError):
         source._table.row(1000)
+
+
+def test_what_was_read_in_order_before_does_not_keep_a_parquet_from_being_read_at_once(
+    folder, large_parquet, whole_tables_read
+):
+    source = opened(folder)
+    for _ in range(5):
+        assert len(list(source._table.values("text"))) == 1000
+    assert not whole_tables_read
+    for i in np.random.default_rng(0).permutation(1000)[:150].tolist():
+        source.pairs(i)
+    assert len(whole_tables_read) == 1
