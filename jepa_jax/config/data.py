@@ -13,7 +13,7 @@ from jepa_jax.config.types import (
     Fraction,
     NonNegative,
     Positive,
-    PositiveFloat,
+    Weight,
 )
 
 
@@ -53,12 +53,12 @@ class DatasetConfig:
     split: str = "train"
     data_dir: str | None = None
     fields: FieldMap = FieldMap()
-    weight: PositiveFloat = 1.0
+    weight: Weight = 1.0
     frames: Positive | None = None
     span: Literal["whole", "random"] = "whole"
     query_templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("{query}",)
     target: Literal["random", "first", "longest"] = "random"
-    pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
+    pair_weights: tuple[tuple[str, Weight], ...] = ()
 
     def __post_init__(self):
         if (self.dataset is None) == (self.path is None):
@@ -108,7 +108,7 @@ class DataConfig:
     query_tokenizer: str = "emoji_motion"
     target_tokenizer: str = "emoji_motion"
     target_prefix: str = ""
-    pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
+    pair_weights: tuple[tuple[str, Weight], ...] = ()
     pairs_per_clip: Positive = 1
     max_shift: NonNegative = 0
     threads: Positive = 2

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from jepa_jax.config.model import LlamaConfig
 from jepa_jax.config.run import CheckpointConfig, OptimizerConfig
-from jepa_jax.config.types import OPTIONS, Factor, NonNegative, Positive, PositiveFloat, Remat, Seed
+from jepa_jax.config.types import OPTIONS, Factor, NonNegative, Positive, Remat, Seed, Weight
 
 
 @dataclass(**OPTIONS)
@@ -31,7 +31,7 @@ class DecoderConfig:
     prefix_tokens: Positive = 4
     max_length: Positive = 32
     noise: Factor = 1.0
-    pair_weights: tuple[tuple[str, PositiveFloat], ...] = ()
+    pair_weights: tuple[tuple[str, Weight], ...] = ()
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     scan_layers: bool = False

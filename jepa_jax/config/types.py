@@ -14,6 +14,9 @@ OPTIONS = {
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Odds relative to others': further apart, their sums and quotients are no numbers.
+MOST_WEIGHT = 1e12
+Weight = Annotated[float, Field(ge=1 / MOST_WEIGHT, le=MOST_WEIGHT)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # What a layer computes again in its backward pass: nothing; norms, activations and rotations; those and

@@ -195,6 +195,19 @@ def test_a_batch_of_a_mixture_has_one_shape_and_each_dataset_its_share():
             assert {number < 100 for number in records_of(batch)} == {True, False}
 
 
+def test_weights_as_far_apart_as_they_may_be_mix_and_others_are_refused():
+    def weighed(*weights):
+        mixture = [
+            dataclasses.replace(d, weight=w) for d, w in zip(MIXTURE.data.mixture, weights, strict=True)
+        ]
+        return with_data(mixture=tuple(mixture))
+
+    assert max(records_of(make(weighed(1e12, 1e-12, 1e12), *MIXED)[0])) < 120
+    for weight in (1e308, 1e-308):
+        with pytest.raises(ValueError, match="weight"):
+            weighed(weight, 1.0, 1.0)
+
+
 def of_dataset(**fields):
     """A run on one dataset with such settings."""
     return with_data(length_buckets=((16, 16),), mixture=(DatasetConfig(path="a", **fields),))

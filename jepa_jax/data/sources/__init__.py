@@ -113,6 +113,11 @@ def _open_files(
         # Not by their names: "train_01.mp4" may well show a train.
         if split not in (None, "train"):
             raise ValueError(f"{label}: its media files are in no folder of this split, {folder / split}")
+        if fields != FieldMap():
+            raise ValueError(
+                f"{label}: it holds media files with texts beside them, which have no fields: set none, or "
+                "name the texts in a manifest (.jsonl, .csv, .parquet)"
+            )
         return FolderSource(folder, paths, limits)
     return None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jepa_jax.config import FieldMap
+from jepa_jax.config.types import MOST_WEIGHT
 from jepa_jax.data.records import BadRecordError, Limits, Pair
 
 # What people call them; a nested field goes by its last part.
@@ -206,7 +207,7 @@ def make_pairs(
     queries = _column(query, len(answers), "query", name)
     kinds = _column(kind, len(answers), "kind", name)
     weights = [number_of(w, "weight", name) for w in _column(weight, len(answers), "weight", name)]
-    if any(number is not None and number <= 0 for number in weights):
+    if any(number is not None and not 0 < number <= MOST_WEIGHT for number in weights):
         raise BadRecordError("line not readable", name, f"weight is {weight}")
     pairs = [
         Pair(

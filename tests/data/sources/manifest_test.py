@@ -133,6 +133,7 @@ GOOD = {"video": "a.mp4", "text": "good"}
         (b'{"video": "a.mp4", "text": "x", "start": "soon"}', "line not readable"),
         (b'{"video": "a.mp4", "text": "x", "weight": NaN}', "line not readable"),
         (b'{"video": "a.mp4", "text": "x", "weight": 0}', "line not readable"),
+        (b'{"video": "a.mp4", "text": "x", "weight": 1e308}', "line not readable"),
         (b'{"video": "a.mp4", "text": ["x", "y"], "query": ["q"]}', "line not readable"),
         (b'{"video": "a.mp4", "text": "\xff"}', "text not UTF-8"),
         (b'{"video": "a.mp4", "text": "\\ud800"}', "text not UTF-8"),
@@ -309,6 +310,13 @@ def test_media_are_of_a_split_by_their_folder(tmp_path):
         opened(folder, split="val")
     write(folder / "val", c__png=png(), c__txt="c")
     assert [opened(folder, split="val").name(0), len(opened(folder))] == ["c.png", 2]
+
+
+def test_fields_of_a_folder_of_media_are_refused(tmp_path):
+    folder = write(epath.Path(tmp_path), a__mp4=b"a", a__txt="a")
+    for path in (folder, folder / "a.mp4"):
+        with pytest.raises(ValueError, match="have no fields: set none"):
+            opened(path, targets="caption")
 
 
 def test_folders_with_nothing_to_read(tmp_path):
