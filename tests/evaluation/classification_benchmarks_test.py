@@ -177,6 +177,7 @@ def test_the_next_step_is_asked_about_the_one_before():
 
 def test_names_become_words():
     assert coin.words("ReplaceSIMCard") == "replace sim card"
+    assert coin.words("MakeRJ45Cable") == "make rj45 cable"
     assert epic_kitchens.words("board:chopping") == "chopping board"
     assert epic_kitchens.words("turn-on") == "turn on"
     assert ssv2.phrase("Moving [something] and [something] closer") == "moving something and something closer"

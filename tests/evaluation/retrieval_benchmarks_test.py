@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from jepa_jax.evaluation.benchmarks import BENCHMARKS
 from jepa_jax.evaluation.captioning import cider
 from jepa_jax.evaluation.retrieval import ranks_of_scores, retrieval_metrics
 from jepa_jax.flags import UsageError
-from tests.evaluation.fake import DecodingWorld, ask, read
+from tests.evaluation.fake import FIXTURES, DecodingWorld, ask, read
 
 # task, fixture, captions of the items.
 CASES = [
@@ -135,3 +136,13 @@ def test_a_checkpoint_without_a_decoder_is_told_before_anything_is_watched(tmp_p
 
 def test_captions_of_unlisted_videos_are_left_out():
     assert set(read("msr_vtt_captions", "msr_vtt").unknown) == {"video9999"}
+
+
+def test_captions_of_training_and_validation_are_in_one_file(tmp_path):
+    found = (FIXTURES / "msr_vtt" / "test_videodatainfo.json").read_text()
+    (tmp_path / "test_videodatainfo.json").write_text(found)
+    (tmp_path / "train_val_videodatainfo.json").write_text(found)
+    captions = BENCHMARKS["msr_vtt_captions"]
+    assert captions.splits == ("test", "validate", "train")
+    assert [item.name for item in captions.read(tmp_path, "train").items] == ["video9003"]
+    assert not captions.read(tmp_path, "validate").items

@@ -33,8 +33,8 @@ class _Coin(BaseModel):
 
 
 def words(name: str) -> str:
-    """A task's name in words: "PutOnQuiltCover" -> "put on quilt cover"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower()
+    """A task's name in words: "PutOnQuiltCover" -> "put on quilt cover", "RJ45Cable" -> "rj45 cable"."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower()
 
 
 def _read(path: pathlib.Path) -> dict[str, _Video]:

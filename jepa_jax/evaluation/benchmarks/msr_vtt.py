@@ -10,7 +10,10 @@ from jepa_jax.evaluation.captioning import score_texts
 from jepa_jax.evaluation.retrieval import score_captions
 
 SPLITS = ("1k-A",)
-CAPTION_SPLITS = ("test", "validate", "train")
+# The release has two files for its three splits.
+_TRAINING = "train_val_videodatainfo.json"
+CAPTION_FILES = {"test": "test_videodatainfo.json", "validate": _TRAINING, "train": _TRAINING}
+CAPTION_SPLITS = tuple(CAPTION_FILES)
 QUERY = "Describe the video."
 
 
@@ -44,9 +47,10 @@ def read(path: pathlib.Path, split: str) -> Benchmark:
 
 
 def read_captioning(path: pathlib.Path, split: str) -> Benchmark:
-    """`test_videodatainfo.json` or `MSRVTT_data.json`: {"videos": [{"video_id", "split"}], "sentences":
-    [{"video_id", "caption"}]}, twenty captions a video; media videoN.mp4."""
-    file = main_file(path, f"{split}_videodatainfo.json", "MSRVTT_data.json")
+    """`test_videodatainfo.json`, for the other splits `train_val_videodatainfo.json`, or `MSRVTT_data.json`:
+    {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}, twenty captions a video;
+    media videoN.mp4."""
+    file = main_file(path, CAPTION_FILES[split], "MSRVTT_data.json")
     content = read_json(file, _Captions)
     captions: dict[str, list[str]] = {v.video_id: [] for v in content.videos if v.split == split}
     unknown = {}
