@@ -214,6 +214,9 @@ class Model:
 
         Args:
           templates: a label's embedding is the mean of those of its phrasings, "{}" being the label.
+
+        Raises:
+          ValueError: as `predict` and `embed_text`, or a template has no "{}".
         """
         labels, templates = (
             checked_texts(labels, "list of labels"),

@@ -206,6 +206,8 @@ def test_a_class_is_the_label_whose_phrasings_are_nearest(model, frames):
     cat = model.embed_text(["a cat", "this is a cat"]).mean(axis=0)
     expected = model.embed_video(frames, "name the thing") @ cat / np.linalg.norm(cat)
     tiny.assert_close(scores[:, 1], expected, 1e-5)
+    with pytest.raises(ValueError, match=r"template 'a \{label\}' has no \"\{\}\""):
+        model.classify(frames, labels, "name the thing", ("a {}", "a {label}"))
 
 
 def test_an_answer_is_the_nearest_candidate(model, frames):

@@ -30,7 +30,14 @@ def class_embeddings(embed_text, phrasings: Sequence[Sequence[str]]) -> np.ndarr
 
 
 def phrased(name: str, templates: Sequence[str]) -> list[str]:
-    """A class in each template, "{}" being its name."""
+    """A class in each template, "{}" being its name.
+
+    Raises:
+      ValueError: a template has no place for it, so that all classes would be one text.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f'the template {template!r} has no "{{}}" where the class goes')
     return [template.replace("{}", name) for template in templates]
 
 
