@@ -7,6 +7,15 @@ import numpy as np
 from jepa_jax.evaluation.benchmark import Answers, Item, Metrics, checked_numbers
 from jepa_jax.flags import UsageError
 
+# So many scores are in memory at a time.
+_SCORES_AT_ONCE = 2**24
+
+
+def _blocks(rows: int, columns: int) -> list[slice]:
+    """Rows of a matrix of scores, some at a time."""
+    size = max(1, _SCORES_AT_ONCE // columns)
+    return [slice(first, first + size) for first in range(0, max(rows, 1), size)]
+
 
 def ranks_of_scores(scores: np.ndarray, is_match: np.ndarray) -> np.ndarray:
     """Rank, from 1, of the best match of each row.
@@ -30,7 +39,8 @@ def ranks_of_scores(scores: np.ndarray, is_match: np.ndarray) -> np.ndarray:
 
 def ranks(queries: np.ndarray, gallery: np.ndarray, is_match: np.ndarray) -> np.ndarray:
     """`ranks_of_scores` by cosine: [Q, E] and [P, E] unit vectors, [Q, P] bool -> [Q] int."""
-    return ranks_of_scores(queries @ gallery.T, is_match)
+    blocks = _blocks(len(queries), len(gallery))
+    return np.concatenate([ranks_of_scores(queries[rows] @ gallery.T, is_match[rows]) for rows in blocks])
 
 
 def recall_metrics(rank: np.ndarray, gallery_size: int, prefix: str) -> dict[str, dict]:
@@ -72,11 +82,14 @@ def retrieval_metrics(
     owner = np.arange(len(video)) if owner is None else owner
     right = owner[:, None] == np.arange(len(video))
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    captions = np.maximum.reduceat(video @ text.T, starts, axis=1)
     own = np.eye(len(video), dtype=bool)
+    nearest_captions = [
+        ranks_of_scores(np.maximum.reduceat(video[rows] @ text.T, starts, axis=1), own[rows])
+        for rows in _blocks(len(video), len(text))
+    ]
     return {
         **recall_metrics(ranks(text, video, right), len(video), "text_to_video"),
-        **recall_metrics(ranks_of_scores(captions, own), len(video), "video_to_text"),
+        **recall_metrics(np.concatenate(nearest_captions), len(video), "video_to_text"),
     }
 
 

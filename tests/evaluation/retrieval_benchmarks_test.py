@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jepa_jax.evaluation import retrieval
 from jepa_jax.evaluation.benchmarks import BENCHMARKS
 from jepa_jax.evaluation.captioning import cider
 from jepa_jax.evaluation.retrieval import ranks_of_scores, retrieval_metrics
@@ -97,6 +98,18 @@ def test_groups_of_captions_are_ranked_as_the_plain_loop_does():
         found.append(sorted(best, reverse=True).index(best[place]) + 1)
     assert metrics["video_to_text_median_rank"]["value"] == np.median(found)
     assert metrics["video_to_text_recall_at_5"]["value"] == np.mean(np.array(found) <= 5)
+
+
+def test_few_scores_are_in_memory_at_a_time_and_how_many_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(5)
+    owner = np.sort(np.concatenate([np.arange(31), rng.integers(31, size=22)]))
+    video, text = rng.normal(size=(31, 5)), rng.normal(size=(53, 5))
+    whole, sizes = retrieval_metrics(video, text, owner), []
+    of_scores = lambda scores, own: sizes.append(scores.size) or ranks_of_scores(scores, own)
+    monkeypatch.setattr(retrieval, "ranks_of_scores", of_scores)
+    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 200)
+    assert retrieval_metrics(video, text, owner) == whole
+    assert max(sizes) <= 200
 
 
 def test_embeddings_that_are_not_numbers_are_not_ranked_first():
