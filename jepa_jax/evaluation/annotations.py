@@ -65,7 +65,7 @@ def _checked(path: pathlib.Path, content: Any, form: Any) -> Any:
 def _parsed(path: pathlib.Path, text: str, where: str = "") -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the former is also that of a number of too many digits
         raise UsageError(f"{path}{where} is not JSON: {error}") from error
 
 

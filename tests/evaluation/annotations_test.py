@@ -54,6 +54,7 @@ def test_line_separators_inside_of_texts_part_nothing(tmp_path):
         ('"text"', r"at the whole, input should be a valid list"),
         ("", r"is not JSON"),
         ("[" * 100_000, r"is not JSON"),
+        ('[{"name": "a", "count": ' + "1" * 5000 + "}]", r"is not JSON"),
     ],
 )
 def test_another_form_is_one_sentence_that_says_where(text, message, tmp_path):
