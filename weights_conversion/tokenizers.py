@@ -1,8 +1,10 @@
 """The tokenizer beside a source, written so that `transformers` opens the part's folder as one."""
 
+import importlib.util
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 
 from jepa_jax.errors import first_line
 from weights_conversion.sources import Source
@@ -28,7 +30,7 @@ def write_tokenizer(source: Source, folder: pathlib.Path) -> None:
             return
         case "llama_gguf" | "gemma3_gguf":
             if "tokenizer.ggml.model" in source.config:
-                _write_from_gguf(source, folder)
+                _write(lambda: _from_gguf(source), source.tensors.files[0], folder)
         case "llama_meta" if (source.root / "tokenizer.model").is_file():
             _from_meta(source.root / "tokenizer.model", folder)
         case _:
@@ -36,13 +38,12 @@ def write_tokenizer(source: Source, folder: pathlib.Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def _write_from_gguf(source: Source, folder: pathlib.Path) -> None:
+def _write(read: Callable, file: pathlib.Path, folder: pathlib.Path) -> None:
     """The weights are of use without their tokenizer, for a run may name another."""
     try:
-        tokenizer = _from_gguf(source)
+        tokenizer = read()
     except Exception as error:  # the library raises whatever an unknown tokenizer leads it to
-        reason = first_line(error)
-        print(f"warning: {source.tensors.files[0]}: its tokenizer was not read ({reason})", file=sys.stderr)
+        print(f"warning: {file}: its tokenizer was not read ({first_line(error)})", file=sys.stderr)
         return
     tokenizer.save_pretrained(folder)
 
@@ -64,10 +65,31 @@ def _from_gguf(source: Source):
     return tokenizer
 
 
+def _from_sentencepiece(file: pathlib.Path):
+    """Llama 2's. The model alone would be read without the token that begins a text, which Meta's code puts
+    there."""
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise ImportError("a SentencePiece model takes sentencepiece: pip install sentencepiece")
+    from tokenizers import processors
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent).backend_tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def _from_meta(file: pathlib.Path, folder: pathlib.Path) -> None:
-    """Llama 3's ranks of byte sequences; an older SentencePiece model is copied as it is."""
+    """Llama 3's ranks of byte sequences, or an older SentencePiece model."""
     if b" " not in file.open("rb").readline():
-        shutil.copyfile(file, folder / file.name)
+        _write(lambda: _from_sentencepiece(file), file, folder)
         return
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast

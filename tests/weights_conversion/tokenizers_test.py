@@ -1,6 +1,7 @@
 """Tokenizers that are written beside converted weights."""
 
 import base64
+import importlib.util
 import json
 import os
 import pathlib
@@ -38,11 +39,37 @@ def test_meta_s_ranks_become_a_tokenizer_that_begins_with_its_first_special_toke
     assert ids[mask].tolist() == [begin, 257, 256, 258, ord("!")]
 
 
-def test_a_sentencepiece_model_is_copied_as_it_is(folders):
+def test_a_sentencepiece_model_that_cannot_be_read_is_told_and_left_out(folders, monkeypatch, capsys):
+    """Copied, it would be opened by some, without the token that begins a text."""
     source, out = folders
     (source / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     write_tokenizer(meta_source(source), out)
-    assert [file.name for file in out.iterdir()] == ["tokenizer.model"]
+    assert not list(out.iterdir())
+    assert "its tokenizer was not read (a SentencePiece model takes" in capsys.readouterr().err
+
+
+def test_a_sentencepiece_model_gives_its_own_ids_after_the_token_that_begins_a_text(folders):
+    sentencepiece = pytest.importorskip("sentencepiece", reason="Llama 2's tokenizer needs sentencepiece")
+    source, out = folders
+    # As Llama 2's was trained.
+    options = {"model_type": "bpe", "byte_fallback": True, "remove_extra_whitespaces": False, "pad_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a cat sat on a mat", "the cats see two mats"] * 9),
+        model_prefix=str(source / "tokenizer"),
+        normalization_rule_name="identity",
+        split_digits=True,
+        vocab_size=300,
+        minloglevel=2,
+        **options,
+    )
+    write_tokenizer(meta_source(source), out)
+    tokenizer = Tokenizer(str(out))
+    reference = sentencepiece.SentencePieceProcessor(str(source / "tokenizer.model"))
+    for text in TEXTS:
+        if "</s>" not in text and "\0" not in text:  # spelled out, it is a special token here
+            ids, mask = tokenizer(text, 1024)
+            assert ids[mask].tolist() == [reference.bos_id(), *reference.encode(text)], text
 
 
 @pytest.mark.skipif(
