@@ -16,8 +16,10 @@ class MissingMediaError(ValueError):
 
 
 def _without_suffix(path: pathlib.PurePosixPath) -> tuple[str, ...]:
-    # All of them: what re-encodes often appends one, as the downloader of DiDeMo does ("ID.mov.mp4").
-    while path.suffix.lower() in SUFFIXES:
+    # All of a kind: what re-encodes may append one, as the downloader of DiDeMo does ("ID.mov.mp4"); but
+    # "ID.mp4.jpg" is a picture of it.
+    kind = IMAGES if path.suffix.lower() in IMAGES else VIDEOS
+    while path.suffix.lower() in kind:
         path = path.with_suffix("")
     return path.parts
 

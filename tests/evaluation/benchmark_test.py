@@ -197,12 +197,13 @@ def test_a_clip_of_several_pieces_gives_each_its_share():
 
 def test_media_are_found_in_any_layout(tmp_path):
     files = ("x/y/take1/cam.mp4", "x/y/take2/deep/cam.MKV", "plain.webm", "notes.json", "10@N00.mov")
-    for name in (*files, "11@N00.mov.mp4", "12@N00.3gp"):
+    for name in (*files, "11@N00.mov.mp4", "11@N00.mov.mp4.jpg", "plain.webm.jpg", "12@N00.3gp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     media = MediaFolder(tmp_path)
     assert media.find("take1/cam").parts[-2] == "take1"
     assert media.find("take2/cam.avi").name == "cam.MKV"
+    assert media.find("plain").name == "plain.webm"
     assert media.find("10@N00").name == "10@N00.mov"
     # As DiDeMo's downloader calls what its annotations call "11@N00.mov" and "12@N00.3gp".
     assert media.find("11@N00.mov").name == "11@N00.mov.mp4"
