@@ -92,11 +92,11 @@ def train(config: Config, workdir: epath.Path) -> int:
             initial = open_initial(config, mesh)
             if config.data.features:
                 features.check_preprocessing(config)
-            dataset, sources, tokenizers = open_data(config, mesh, bad, workdir)
             by_recall = config.checkpoint.best_metric == "recall_at_1"
-            validation = evaluate.Validation(config, tokenizers) if by_recall else None
-            for split in config.eval.splits:
+            for split in [*config.eval.splits, *[config.eval.validation_split] * by_recall]:
                 open_split(config, split)
+            dataset, sources, tokenizers = open_data(config, mesh, bad, workdir)
+            validation = evaluate.Validation(config, tokenizers) if by_recall else None
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
     with (

@@ -167,6 +167,7 @@ def test_a_mistake_is_one_sentence_and_status_2(data_dir, tmp_path):
         ("--config.batch_size=9 --config.fsdp=1", "batch_size=9 is not a multiple of the mesh's 8 devices"),
         ("--config.fsdp=3 --config.batch_size=24", "fsdp=3 does not divide the 8 devices"),
         ("--config.data.split=trian", "split 'trian': no such split: it has train"),
+        ("--config.eval.splits=('trian',)", "split 'trian': no such split: it has train"),
         ("--config.data.dataset=no_such_dataset", "no such dataset"),
         ("--config.data.query_tokenizer=/nowhere", "tokenizer '/nowhere' cannot be loaded"),
         ("--config.model.predictor.vocab_size=7", "vocab_size=7: raise it"),
