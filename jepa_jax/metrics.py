@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
@@ -61,6 +61,8 @@ class RunLog:
         self._spool = None if is_local(workdir) else tempfile.TemporaryDirectory()
         # TensorBoard's own event writer needs no TensorFlow.
         self._events = EventFileWriter(self._spool.name if self._spool else str(self._events_in))
+        # Events beyond `start` are dropped as the lines are: TensorBoard does so where a session starts.
+        self._events.add_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = tqdm(total=config.steps, initial=start, unit="step", desc=config.name, mininterval=0.5)
         self._warned = False
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_jax.evaluate import format_table
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics
@@ -71,3 +72,11 @@ def test_rows_are_json_of_plain_numbers(tmp_path):
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert all(isinstance(value, int | float) for value in row.values())
     assert {"samples_per_second", "data_wait"} <= row.keys()
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
+    """As it shows them without its own fast reader, and as others read its files."""
+    run(tmp_path, 0, [5.0, 4.0, 3.0], log_every=1)
+    run(tmp_path, 2, [2.5, 2.0], log_every=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(x.step, x.value) for x in events.Scalars("loss")] == [(1, 5.0), (2, 4.0), (3, 2.5), (4, 2.0)]
