@@ -7,7 +7,9 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import pathlib
+import signal
 import sys
 from typing import TypeVar
 
@@ -222,10 +224,55 @@ def as_usage_errors(*kinds: type[Exception]):
         raise UsageError(str(error).splitlines()[0]) from error
 
 
-def run(main, arguments: list[str]) -> int:
-    """Run a command; a `UsageError` becomes one line on standard error and status 2."""
+class _Unread:
+    """Standard error, where it is of no account whether anybody can read it: Ctrl-C ends the `tee` of
+    `2>&1 | tee LOG` as well, and a log's disk may be full. Progress bars and warnings end no command."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def _flushed(stream) -> OSError | None:
+    """Why what was printed cannot be written, if so. Python would try again at its end, and make that the
+    exit status."""
     try:
-        return main(arguments)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if stream is not None:  # where a shell closed it
+            stream.flush()
+    except OSError as error:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        return error
+    return None
+
+
+def run(main, arguments: list[str]) -> int:
+    """Run a command; a `UsageError` becomes one line on standard error and status 2, Ctrl-C status 130."""
+    told = sys.stderr
+    with contextlib.redirect_stderr(told and _Unread(told)):
+        try:
+            status = main(arguments)
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            status = 128 + signal.SIGINT
+        lost = _flushed(sys.stdout)
+        # A reader that is gone, as `head`, has all it wants.
+        if lost is not None and not isinstance(lost, BrokenPipeError):
+            print(f"error: standard output: {lost}", file=sys.stderr)
+            status = status or 1
+    _flushed(told)
+    return status

@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -179,3 +182,35 @@ def test_what_is_written_goes_to_a_file_system(command, flag, tmp_path, monkeypa
     assert flags.run(main, [f"--{flag}=gs://bucket/place"]) == 2
     assert f"--{flag}: gs://bucket/place is in an object store" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_is_one_line_and_its_status(capsys):
+    def main(arguments):
+        raise KeyboardInterrupt
+
+    assert flags.run(main, []) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_is_gone_changes_no_status(name):
+    """In a process of its own: Python's last flush, at its end, makes a status too."""
+    program = (
+        "import sys; from jepa_jax import flags\n"
+        f"def main(_): print('x' * 99_999 if {name == 'stderr'} else 'x', file=sys.{name}); return 3\n"
+        "sys.exit(flags.run(main, []))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, name: writer}
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", program], **streams, env=environ, timeout=120, check=False)
+    os.close(writer)
+    assert done.returncode == 3
+
+
+def test_results_that_a_full_disk_swallows_are_an_error(capfd, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert flags.run(lambda _: print("a table", file=full) or 0, []) == 1
+    assert "error: standard output: " in capfd.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jepa_jax import flags
 from jepa_jax.evaluate import format_table
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics
 from tests import tiny
@@ -80,3 +81,14 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     run(tmp_path, 2, [2.5, 2.0], log_every=1)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(x.step, x.value) for x in events.Scalars("loss")] == [(1, 5.0), (2, 4.0), (3, 2.5), (4, 2.0)]
+
+
+def test_a_progress_bar_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    def main(arguments):
+        run(tmp_path, 0, [5.0, 4.0], log_every=1)
+        return 0
+
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert flags.run(main, []) == 0
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
