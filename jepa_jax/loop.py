@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,9 @@ from jepa_jax.metrics import RunLog
 from jepa_jax.places import is_local, write_whole
 from jepa_jax.sharding import shard_global_batch
 from jepa_jax.state import TrainState, to_items
+
+# Seconds in which a signal that comes again is the same one.
+_AT_ONCE = 0.3
 
 
 class StopFlag:
@@ -50,7 +54,11 @@ class StopFlag:
         return self.signal is not None
 
     def _set(self, number, _):
+        if self.signal == number:
+            return
         self.signal = number
+        # Not a second one yet: `timeout` sends each to its process and at once to the whole group.
+        time.sleep(_AT_ONCE)
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -81,13 +89,13 @@ def run_steps(
       score: of a state about to be saved, for the log and for which checkpoint is the best.
 
     Returns:
-      The state, and the signal that stopped it before the last step.
+      The state, and the signal that stopped it, be it in the last step; None without.
 
     Raises:
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
     """
-    unlogged = None
+    step, unlogged = start, None
     log = RunLog(workdir, config, start, write=distributed.is_main())
     with contextlib.closing(log), contextlib.closing(loader), StopFlag() as stop:
         for step in range(start + 1, config.steps + 1):
@@ -112,13 +120,13 @@ def run_steps(
             position = {**loader.get_state(), "sources": data_identity}
             checkpointer.save(step, to_items(state), position, scores)
             bad.save()
-            if stopping and step < config.steps:
-                checkpointer.wait()
-                if distributed.is_main():
-                    print(f"\n{signal.Signals(stop.signal).name}: saved step {step}, stopping")
-                return state, stop.signal
+            if stopping:
+                break
         checkpointer.wait()
-    return state, None
+    if stop.signal is not None:
+        saved = f"saved step {step}" if step in checkpointer.steps() else f"step {step} could not be saved"
+        distributed.tell(f"\n{signal.Signals(stop.signal).name}: {saved}, stopping")
+    return state, stop.signal
 
 
 def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:

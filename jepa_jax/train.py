@@ -115,8 +115,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         else:
             start, items, data_state = restored
             state = from_items(items, config)
-            if distributed.is_main():
-                print(f"resuming from step {start} of {config.steps}")
+            distributed.tell(f"resuming from step {start} of {config.steps}")
             was = data_state["sources"]
             if was != pipeline.identity(sources):
                 logger.warning("the data has changed since step %d: its order is another from here on", start)

@@ -195,8 +195,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
             else:
                 start, items, data_state = restored
                 state = TrainState(trained=items["params"], frozen=nnx.State({}), **items["training"])
-                if distributed.is_main():
-                    print(f"resuming from step {start} of {config.steps}")
+                distributed.tell(f"resuming from step {start} of {config.steps}")
         y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
         step_fn = functools.partial(_jitted_step, y_encoder=y_encoder, graphdef=graphdef, config=config)
         _, stopped_by = loop.run_steps(

@@ -1,0 +1,116 @@
+"""Signals while training: what is saved, what is said, what is returned. Nothing here computes."""
+
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jepa_jax import loop
+from jepa_jax.data.bad_records import BadRecords
+from jepa_jax.sharding import make_mesh
+from tests.tiny_decoder import config
+
+LAST = config.steps
+
+
+class Batches:
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return {}
+
+    def get_state(self):
+        return {"step": 0}
+
+    def close(self):
+        pass
+
+
+class Checkpoints:
+    """Keeps the numbers of steps; `disk` is the disk's part in the last wait."""
+
+    def __init__(self, disk=lambda saved: saved):
+        self._saved, self._disk = [], disk
+
+    def save(self, step, items, data, metrics):
+        self._saved.append(step)
+
+    def wait(self):
+        self._saved = self._disk(self._saved)
+
+    def steps(self):
+        return self._saved
+
+
+def run(tmp_path, monkeypatch, checkpoints: Checkpoints, *, signal_in: int | None = None):
+    """`run_steps` with the state being the step; a SIGTERM comes while one of them is computed."""
+    monkeypatch.setattr(loop, "to_items", lambda state: {})
+
+    def step_fn(state, batch):
+        if state + 1 == signal_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state + 1, {"loss": np.float32(1.0), "grad_norm": np.float32(1.0)}
+
+    mesh = make_mesh(devices=jax.devices()[:1])
+    places = {"mesh": mesh, "checkpointer": checkpoints, "bad": BadRecords(0.0), "data_identity": ""}
+    return loop.run_steps(step_fn, 0, Batches(), 0, config, tmp_path, **places)
+
+
+@pytest.mark.parametrize("step", [LAST - 1, LAST])
+def test_a_signal_stops_the_run_with_its_step_saved_be_it_the_last(step, tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints()
+    assert run(tmp_path, monkeypatch, checkpoints, signal_in=step) == (step, signal.SIGTERM)
+    assert checkpoints.steps()[-1] == step
+    assert f"SIGTERM: saved step {step}, stopping" in capsys.readouterr().out
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, monkeypatch):
+    def disk(saved):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return saved
+
+    assert run(tmp_path, monkeypatch, Checkpoints(disk)) == (LAST, signal.SIGTERM)
+    assert run(tmp_path, monkeypatch, Checkpoints()) == (LAST, None)
+
+
+def test_a_step_that_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys):
+    assert run(tmp_path, monkeypatch, Checkpoints(lambda saved: []), signal_in=5) == (5, signal.SIGTERM)
+    assert "SIGTERM: step 5 could not be saved, stopping" in capsys.readouterr().out
+
+
+def test_a_signal_sent_twice_at_once_is_one():
+    """As `timeout` does, to the process and to its group: the second must not kill a run that saves."""
+    process, ready = os.getpid(), []
+
+    def send_again():
+        ready.append(signal.getsignal(signal.SIGTERM) != signal.SIG_DFL)
+        if all(ready):  # or it would end the tests
+            os.kill(process, signal.SIGTERM)
+
+    with loop.StopFlag() as stop:
+        timer = threading.Timer(0.05, send_again)
+        timer.start()
+        os.kill(process, signal.SIGTERM)
+        timer.join()
+        time.sleep(0.01)
+        assert ready == [True]
+        assert stop.look(1)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "one that comes later ends it at once"
+
+
+def test_nobody_to_read_what_is_said_ends_no_run(tmp_path, monkeypatch):
+    """Ctrl-C in `train | tee LOG` ends tee as well."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = os.fdopen(writer, "w", buffering=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", gone)
+        found = run(tmp_path, monkeypatch, Checkpoints(), signal_in=3)
+        os.dup2(1, writer)  # or the flush of its closing would fail
+    gone.close()
+    assert found == (3, signal.SIGTERM)
