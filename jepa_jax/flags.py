@@ -173,7 +173,7 @@ def local_path(word: str) -> pathlib.Path:
         raise argparse.ArgumentTypeError(
             f"{word} is in an object store: name a place on a disk, shared or not, or a bucket mounted as one"
         )
-    return pathlib.Path(word)
+    return pathlib.Path(os.path.expanduser(word))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -28,7 +28,8 @@ def place(path: epath.PathLike) -> epath.Path:
     """
     text = os.fspath(path)
     if is_local(text):
-        return epath.Path(os.path.abspath(text))
+        # Of --workdir=~/DIR a shell leaves the ~ as it is.
+        return epath.Path(os.path.abspath(os.path.expanduser(text)))
     kind = text.partition("://")[0]
     if kind not in WRITABLE:
         raise PlaceError(

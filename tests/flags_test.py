@@ -192,6 +192,13 @@ def test_ctrl_c_is_one_line_and_its_status(capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
+def test_the_tilde_that_a_shell_leaves_is_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    for of_flag in (flags.place, flags.local_path):
+        assert os.fspath(of_flag("~/runs/one")) == "/home/someone/runs/one"
+        assert not os.fspath(of_flag("~nobody-of-this-name/runs")).startswith("/home/someone")
+
+
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_reader_that_is_gone_changes_no_status(name):
     """In a process of its own: Python's last flush, at its end, makes a status too."""

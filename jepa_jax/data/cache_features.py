@@ -19,6 +19,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -290,7 +291,7 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--config", default=flags.DEFAULT_CONFIG, help="a Python config file")
-    parser.add_argument("--out", required=True, help="the folder, for data.features")
+    parser.add_argument("--out", type=os.path.expanduser, required=True, help="the folder, for data.features")
     parser.add_argument(
         "--batch_size", type=flags.count, help=f"clips at a time (default: {_CLIPS_PER_DEVICE} a device)"
     )
