@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -150,13 +151,27 @@ def is_decoder(directory: epath.Path) -> bool:
     return (directory / "config.json").is_file() and (directory / "checkpoints").is_dir()
 
 
+def check_weights(directory: epath.Path, data: dict[str, Any], y_encoder: str) -> None:
+    """Raise UsageError where a decoder was trained for a Y-Encoder of another SHA-256 than this.
+
+    Args:
+      data: what its checkpoint keeps beside the arrays; earlier ones do not say it.
+    """
+    if data.get("y_encoder", y_encoder) != y_encoder:
+        raise flags.UsageError(
+            f"{directory} decodes the embeddings of another run: its Y-Encoder had other weights than this "
+            "model's; train another decoder, in another --workdir"
+        )
+
+
 def load_decoder(
-    directory: epath.Path, embedding_size: int, *, run_step: int | None, batch_size: int
+    directory: epath.Path, embedding_size: int, *, run_step: int | None, y_encoder: str, batch_size: int
 ) -> Decoder:
     """The decoder that `python -m jepa_jax.train_decoder` wrote: its last whole checkpoint.
 
     Args:
-      embedding_size, run_step: of the model whose embeddings it shall decode.
+      embedding_size, run_step, y_encoder: of the model whose embeddings it shall decode; the last is the
+        SHA-256 of its Y-Encoder's weights.
 
     Raises:
       UsageError: it has no whole checkpoint, or is another model's.
@@ -177,4 +192,5 @@ def load_decoder(
         tokenizer = load_decoder_tokenizer(config)
     if found is None:
         raise flags.UsageError(f"{directory} has no checkpoint yet")
+    check_weights(directory, found[2], y_encoder)
     return Decoder(nnx.merge(graphdef, found[1]["params"]), config, tokenizer, batch_size)

@@ -11,7 +11,7 @@ from etils import epath
 from flax import nnx
 
 from jepa_jax import flags, part_models, parts
-from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
+from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import Config
 from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
 from jepa_jax.decoder import Decoder, is_decoder, load_decoder
@@ -83,6 +83,7 @@ class Model:
         self.step = step
         self._decoder = home / "decoder" if decoder is None and home is not None else decoder
         self._given_tokenizers = tokenizers
+        self._origin: Model | None = None
         self._lengths = config.data.length_buckets[-1]
         self._graphdef, self._state = nnx.split(model)
         # All devices of the mesh in context get as many rows.
@@ -93,7 +94,9 @@ class Model:
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration, tokenizers and decoder around other weights of the same architecture."""
         places = {"home": self.home, "step": self.step, "decoder": self._decoder}
-        return Model(model, self.config, self._given_tokenizers, **places)
+        other = Model(model, self.config, self._given_tokenizers, **places)
+        other._origin = self
+        return other
 
     @functools.cached_property
     def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
@@ -116,14 +119,20 @@ class Model:
         """The Y-Decoder, loaded when the first text is asked for.
 
         Raises:
-          UsageError: there is none, or it is that of another checkpoint.
+          UsageError: there is none, or it is that of another checkpoint or run.
         """
         if not self.has_decoder:
             raise flags.UsageError(
                 f"this model has no decoder to write text with: train one with python -m "
                 f"jepa_jax.train_decoder --checkpoint={self.home or 'RUN'}, or give candidate texts"
             )
-        options = {"run_step": self.step, "batch_size": self._batch_size}
+        if self._origin is not None:
+            return self._origin.decoder
+        options = {
+            "run_step": self.step,
+            "y_encoder": sha256(nnx.state(self.module.y_encoder)),
+            "batch_size": self._batch_size,
+        }
         return load_decoder(self._decoder, self.config.model.embedding_size, **options)
 
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:

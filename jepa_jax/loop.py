@@ -73,7 +73,7 @@ def run_steps(
     mesh: Mesh,
     checkpointer: Checkpointer,
     bad: BadRecords,
-    data_identity: str,
+    identity: dict[str, str],
     score: Callable[[TrainState], dict[str, float]] | None = None,
     after: Callable[[dict[str, float]], None] = lambda scalars: None,
 ) -> tuple[TrainState, int | None]:
@@ -84,7 +84,7 @@ def run_steps(
       loader: of the batches from `start` on; it is closed at the end.
       config: the run's, with `steps`, `checkpoint` and what `RunLog` takes.
       bad: what the loader counts.
-      data_identity: of the sources, kept with the position in them.
+      identity: of the `sources`, and of what else is to be known again, kept with the position in them.
       after: is given each step's scalars.
       score: of a state about to be saved, for the log and for which checkpoint is the best.
 
@@ -117,7 +117,7 @@ def run_steps(
                 log.write(step, found)
                 scores |= found
             log.flush()
-            position = {**loader.get_state(), "sources": data_identity}
+            position = {**loader.get_state(), **identity}
             checkpointer.save(step, to_items(state), position, scores)
             bad.save()
             if stopping:

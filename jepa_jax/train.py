@@ -137,7 +137,7 @@ def train(config: Config, workdir: epath.Path) -> int:
             mesh=mesh,
             checkpointer=checkpointer,
             bad=bad,
-            data_identity=pipeline.identity(sources),
+            identity={"sources": pipeline.identity(sources)},
             score=score,
             after=advice.Advisor(config.data, sources, tell=distributed.is_main()).after,
         )

@@ -25,8 +25,8 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jepa_jax import distributed, flags, inference, loop, parts
-from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
+from jepa_jax import decoder, distributed, flags, inference, loop, parts
+from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import DataConfig, DecoderConfig
 from jepa_jax.data import pipeline
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
@@ -160,7 +160,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
 
     Raises:
       UsageError: the configuration does not fit the model, this machine or the data, or the work
-        directory has checkpoints and none is whole.
+        directory has checkpoints and none is whole, or those of another run's decoder.
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than the run's `data.max_bad_fraction` have unusable texts.
     """
@@ -181,6 +181,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         contextlib.closing(Checkpointer(workdir / "checkpoints", config.checkpoint)) as checkpointer,
     ):
         size = model.config.model.embedding_size
+        weights = sha256(nnx.state(model.module.y_encoder))
         graphdef, shapes = jax.eval_shape(lambda: init_state(config, size))
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
         with flags.as_usage_errors(DamagedCheckpointError):
@@ -194,6 +195,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
                     state.trained["language_model"] = parts.filled(model_params, read)
             else:
                 start, items, data_state = restored
+                decoder.check_weights(workdir, data_state, weights)
                 state = TrainState(trained=items["params"], frozen=nnx.State({}), **items["training"])
                 distributed.tell(f"resuming from step {start} of {config.steps}")
         y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
@@ -208,7 +210,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
             mesh=mesh,
             checkpointer=checkpointer,
             bad=bad,
-            data_identity=pipeline.identity(sources),
+            identity={"sources": pipeline.identity(sources), "y_encoder": weights},
         )
     if stopped_by:
         return 128 + stopped_by

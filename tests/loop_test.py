@@ -57,7 +57,7 @@ def run(tmp_path, monkeypatch, checkpoints: Checkpoints, *, signal_in: int | Non
         return state + 1, {"loss": np.float32(1.0), "grad_norm": np.float32(1.0)}
 
     mesh = make_mesh(devices=jax.devices()[:1])
-    places = {"mesh": mesh, "checkpointer": checkpoints, "bad": BadRecords(0.0), "data_identity": ""}
+    places = {"mesh": mesh, "checkpointer": checkpoints, "bad": BadRecords(0.0), "identity": {}}
     return loop.run_steps(step_fn, 0, Batches(), 0, config, tmp_path, **places)
 
 

@@ -32,20 +32,23 @@ CONFIG = pathlib.Path(__file__).parent / "tiny_decoder.py"
 RUN_STEP = 5
 
 
+def write_run(workdir, config, state):
+    workdir.mkdir(exist_ok=True)
+    (workdir / "config.json").write_text(flags.config_to_json(config))
+    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
+    checkpointer.save(RUN_STEP, to_items(state), {}, {"loss": 0.0})
+    checkpointer.close()
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A work directory of a model that has not learned anything."""
-    workdir = tmp_path_factory.mktemp("run")
     data = dataclasses.replace(
         run_config.data, data_dir=str(tmp_path_factory.mktemp("data")), pairs_per_clip=2
     )
     config = dataclasses.replace(run_config, data=data)
-    (workdir / "config.json").write_text(flags.config_to_json(config))
-    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
-    state = tiny.state(config)[1]
-    checkpointer.save(RUN_STEP, to_items(state), {}, {"loss": 0.0})
-    checkpointer.close()
-    return workdir
+    return write_run(tmp_path_factory.mktemp("run"), config, tiny.state(config)[1])
 
 
 def train(run, *arguments) -> int:
@@ -135,6 +138,19 @@ def test_a_decoder_of_another_checkpoint_is_not_used(trained, tmp_path):
     with pytest.raises(
         flags.UsageError, match=r"decodes the embeddings of step 4.*load WORKDIR/checkpoints/4"
     ):
+        model.decode(np.ones((1, run_config.model.embedding_size)))
+
+
+def test_a_decoder_of_another_run_is_not_used_nor_trained_on(trained, tmp_path, capsys):
+    """As after the run was trained again beneath it, to the same step."""
+    config = jepa_jax.load(trained).config
+    state = tiny.state(config)[1]
+    state.trained["y_encoder"] = jax.tree.map(lambda x: 2 * x, state.trained["y_encoder"])
+    again = write_run(tmp_path / "again", config, state)
+    assert train(again, f"--workdir={trained / 'decoder'}") == 2
+    assert "decodes the embeddings of another run" in capsys.readouterr().err
+    model = jepa_jax.load(again, decoder=trained / "decoder")
+    with pytest.raises(flags.UsageError, match="decodes the embeddings of another run"):
         model.decode(np.ones((1, run_config.model.embedding_size)))
 
 
@@ -313,4 +329,4 @@ def test_a_decoder_is_one(run, tmp_path):
     (tmp_path / "config.json").write_text(flags.config_to_json(dataclasses.replace(tiny_decoder, run_step=5)))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(flags.UsageError, match="has no checkpoint yet"):
-        decoders.load_decoder(tmp_path, 16, run_step=5, batch_size=3)
+        decoders.load_decoder(tmp_path, 16, run_step=5, y_encoder="", batch_size=3)
