@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pathlib
 import random
 import signal
@@ -172,6 +173,13 @@ def test_a_dead_worker_ends_the_build_and_the_next_goes_on(tmp_path, sigint_take
     assert signal.getsignal(signal.SIGINT) is sigint_taken
     folder, _ = build_in(tmp_path / "a", source, shards=4)
     assert contents(folder) == contents(build_in(tmp_path / "b", source, shards=4)[0])
+
+
+def test_ctrl_c_within_a_shard_is_ctrl_c(sigint_taken):
+    """Beam makes a RuntimeError of it, with the whole pipeline in its message."""
+    with pytest.raises(KeyboardInterrupt):
+        BeamRunner()(lambda _: os.kill(os.getpid(), signal.SIGINT), [0, 1])
+    assert signal.getsignal(signal.SIGINT) is sigint_taken
 
 
 # All passes run, and what they remove is known.

@@ -65,9 +65,16 @@ class BeamRunner:
 def _watching_workers() -> Iterator[None]:
     """Stop when a worker process is gone: Beam notices in a thread of its own, and waits on."""
     died: list[BaseException] = []
+    interrupted = False
     before = threading.excepthook
+
+    def interrupt(*_):
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
     # Whatever this process does with the signal otherwise.
-    before_signal = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before_signal = signal.signal(signal.SIGINT, interrupt)
 
     def note(arguments):
         if arguments.thread is not None and arguments.thread.name == "run_worker" and not died:
@@ -79,10 +86,12 @@ def _watching_workers() -> Iterator[None]:
     threading.excepthook = note
     try:
         yield
-    except KeyboardInterrupt:
-        if not died:
-            raise
-        raise WorkerDiedError(f"{died[0]}, as it does when memory runs out") from None
+    except (KeyboardInterrupt, RuntimeError):
+        if died:
+            raise WorkerDiedError(f"{died[0]}, as it does when memory runs out") from None
+        if interrupted:  # in a shard, of which Beam makes an error of its own
+            raise KeyboardInterrupt from None
+        raise
     finally:
         threading.excepthook = before
         signal.signal(signal.SIGINT, before_signal)
