@@ -128,7 +128,8 @@ def evaluate(model: Model, workdir: epath.Path, tasks: list[str]) -> None:
     Every host takes part, for each holds a share of the model; the first writes.
 
     Raises:
-      UsageError: a split cannot be read, or none has the labels for any of the tasks.
+      UsageError: a split cannot be read, none has the labels for any of the tasks, or the results, which
+        are printed, cannot be written.
     """
     results = {task: metrics for task, metrics in run_tasks(model, tasks).items() if metrics}
     if not results:
@@ -139,11 +140,12 @@ def evaluate(model: Model, workdir: epath.Path, tasks: list[str]) -> None:
     picture = retrieval_picture(model) if "retrieval" in results else None
     if not is_main():
         return
-    for task, metrics in results.items():
-        write_json(workdir, task, metrics)
-    if picture is not None:
-        plot_retrieval(workdir / "retrieval.png", *picture)
-    print(format_table(results))
+    print(format_table(results))  # first: the run may be another's, where nothing can be written
+    with flags.as_usage_errors(OSError):
+        for task, metrics in results.items():
+            write_json(workdir, task, metrics)
+        if picture is not None:
+            plot_retrieval(workdir / "retrieval.png", *picture)
 
 
 def read_benchmark(values: argparse.Namespace) -> benchmark.Benchmark:
@@ -195,9 +197,10 @@ def evaluate_benchmark(
     metrics = beside_paper(name, outcome.metrics)
     if not is_main():
         return
-    write_json(workdir, name, metrics)
-    missing = write_json(workdir, f"{name}.missing", outcome.missing)
     print(format_table({name: metrics}))
+    with flags.as_usage_errors(OSError):
+        write_json(workdir, name, metrics)
+        missing = write_json(workdir, f"{name}.missing", outcome.missing)
     if outcome.missing:
         print(benchmark.missing_sentence(outcome, str(missing)))
 
@@ -217,9 +220,10 @@ def evaluate_selective(model: Model, workdir: epath.Path, split: str | None, by_
         metrics, curves, places = selective_streams.evaluate(model, speak, splits)
     if not is_main():
         return
-    write_json(workdir, SELECTIVE, metrics)
-    selective_streams.plot(workdir / "selective.png", curves, places)
     print(format_table({SELECTIVE: metrics}))
+    with flags.as_usage_errors(OSError):
+        write_json(workdir, SELECTIVE, metrics)
+        selective_streams.plot(workdir / "selective.png", curves, places)
 
 
 def main(arguments: list[str]) -> int:

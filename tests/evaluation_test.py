@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jepa_jax import evaluate
+from jepa_jax import evaluate, flags
 from jepa_jax.config import DatasetConfig, EvalConfig
 from jepa_jax.data.emoji_motion import texts
 from jepa_jax.data.emoji_motion.scene import sample_scene
@@ -258,3 +258,13 @@ def test_captions_are_drawn_as_they_are(tmp_path):
     file = epath.Path(tmp_path / "retrieval.png")
     plot_retrieval(file, [r"a $\frac$ of it"], np.arange(5)[None], np.array([0]), frames)
     assert len(file.read_bytes()) > 1000
+
+
+def test_results_that_cannot_be_kept_are_shown(tmp_path, monkeypatch, capsys):
+    """As of a run that somebody else may read: its figures take minutes."""
+    figures = dict.fromkeys(("value", "chance", "untrained", "shuffled"), 0.25) | {"n": 7}
+    monkeypatch.setattr(evaluate, "run_tasks", lambda *_: {"vqa": {"validation/accuracy": figures}})
+    (tmp_path / "eval").touch()  # in the way
+    with pytest.raises(flags.UsageError, match="eval"):
+        evaluate.evaluate(None, epath.Path(tmp_path), ["vqa"])
+    assert "25.0%" in capsys.readouterr().out
