@@ -129,6 +129,12 @@ def run_steps(
     return state, stop.signal
 
 
+def begun(workdir: epath.Path) -> bool:
+    """Whether a run has saved something there: then what it started from may be gone by now."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.exists() and any(folder.name.isdigit() for folder in checkpoints.iterdir())
+
+
 def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
     """Raise UsageError where the work directory holds a run of another config; the fields in `free`
     may differ."""

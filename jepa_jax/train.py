@@ -89,7 +89,7 @@ def train(config: Config, workdir: epath.Path) -> int:
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh(config.fsdp)
         with distributed.main_first():
-            initial = open_initial(config, mesh)
+            initial = None if loop.begun(workdir) else open_initial(config, mesh)
             if config.data.features:
                 features.check_preprocessing(config)
             by_recall = config.checkpoint.best_metric == "recall_at_1"
@@ -111,6 +111,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         if restored is None:
             start, data_state = 0, None
             with flags.as_usage_errors(DamagedCheckpointError):
+                initial = initial or open_initial(config, mesh)
                 state = initial.apply(draw_state(config, shardings))
         else:
             start, items, data_state = restored

@@ -169,7 +169,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
     with flags.as_usage_errors(ValueError, OSError):
         mesh = make_mesh()
         with distributed.main_first():
-            part = open_init(config)
+            part = None if loop.begun(workdir) else open_init(config)
             dataset, sources = open_data(config, model, mesh, bad)
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
@@ -187,7 +187,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         with flags.as_usage_errors(DamagedCheckpointError):
             restored = checkpointer.restore_latest(to_items(template))
             if restored is None:
-                start, data_state = 0, None
+                start, data_state, part = 0, None, part or open_init(config)
                 state = jax.device_put(_draw(config, size), everywhere)
                 if part is not None:
                     model_params = state.trained["language_model"]

@@ -103,6 +103,13 @@ def test_stopped_and_started_again_it_ends_with_the_same_numbers(trained, tmp_pa
     assert losses(tmp_path) == losses(trained / "decoder")
 
 
+def test_what_it_started_from_may_be_gone_when_it_goes_on(trained, tmp_path):
+    shutil.copytree(trained / "decoder", tmp_path / "decoder")
+    file = tmp_path / "decoder" / "config.json"
+    file.write_text(file.read_text().replace('"init": null', '"init": "/nowhere"'))
+    assert train(trained, f"--workdir={tmp_path / 'decoder'}", "--config.init=/nowhere") == 0
+
+
 def test_another_config_and_another_checkpoint_are_refused(trained, tmp_path, capsys):
     for argument, sentence in (
         ("--config.noise=0.9", "another config (noise is 0.3 there, 0.9 now): name another --workdir"),

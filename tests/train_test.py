@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,14 @@ def test_a_finished_run_trains_no_further(whole_run, data_dir):
     before = losses(workdir)
     finish(start(workdir, data_dir))
     assert losses(workdir) == before
+
+
+def test_what_it_started_from_may_be_gone_when_it_goes_on(whole_run, data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run[0], workdir)
+    file = workdir / "config.json"
+    file.write_text(file.read_text().replace('"model": null', '"model": "/nowhere"'))
+    assert "resuming from step 40 of 40" in finish(start(workdir, data_dir, "--config.init.model=/nowhere"))
 
 
 def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir):
