@@ -175,6 +175,7 @@ _FREE_TO_CHANGE = {
     "data.max_bad_fraction",
     "checkpoint.every",
     "checkpoint.keep",
+    "eval.batch_size",
 }
 
 

@@ -1,5 +1,6 @@
 """Signals while training: what is saved, what is said, what is returned. Nothing here computes."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -9,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from jepa_jax import loop
+from jepa_jax import flags, loop, train
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.sharding import make_mesh
+from tests.tiny_config import config as run_config
 from tests.tiny_decoder import config
 
 LAST = config.steps
@@ -114,3 +116,12 @@ def test_nobody_to_read_what_is_said_ends_no_run(tmp_path, monkeypatch):
         os.dup2(1, writer)  # or the flush of its closing would fail
     gone.close()
     assert found == (3, signal.SIGTERM)
+
+
+def test_the_memory_of_an_evaluation_may_change_and_its_clips_may_not(tmp_path):
+    (tmp_path / "config.json").write_text(flags.config_to_json(run_config))
+    smaller = dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, batch_size=3))
+    loop.check_workdir(smaller, tmp_path, train._FREE_TO_CHANGE)
+    fewer = dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, clips=3))
+    with pytest.raises(flags.UsageError, match=r"eval\.clips is 1024 there, 3 now"):
+        loop.check_workdir(fewer, tmp_path, train._FREE_TO_CHANGE)
