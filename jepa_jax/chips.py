@@ -17,6 +17,8 @@ class Chip:
       hbm_bandwidth: bytes/s between chip and memory.
       link_bandwidth: bytes/s to other chips, all links together (ICI on TPUs, NVLink on GPUs).
       source: address of the data sheet.
+      slice_bandwidth: bytes/s a chip to other slices of TPUs, over the data centre's network (DCN); None
+        where the data sheet does not say.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     source: str
+    slice_bandwidth: float | None = None
 
 
 CHIPS = (
@@ -47,6 +50,7 @@ CHIPS = (
         hbm_bandwidth=819e9,
         link_bandwidth=1600e9 / 8,
         source="https://cloud.google.com/tpu/docs/v5e",
+        slice_bandwidth=6.4e12 / 256 / 8,  # a pod of 256 chips has 6.4 Tbit/s
     ),
     Chip(
         name="TPU v5p",
@@ -56,6 +60,7 @@ CHIPS = (
         hbm_bandwidth=2765e9,
         link_bandwidth=4800e9 / 8,
         source="https://cloud.google.com/tpu/docs/v5p",
+        slice_bandwidth=50e9 / 8,
     ),
     Chip(
         name="TPU v6e",
@@ -63,8 +68,9 @@ CHIPS = (
         flops=918e12,
         hbm_bytes=32 * _GIB,
         hbm_bandwidth=1640e9,
-        link_bandwidth=3584e9 / 8,
+        link_bandwidth=3200e9 / 8,
         source="https://cloud.google.com/tpu/docs/v6e",
+        slice_bandwidth=25.6e12 / 256 / 8,  # 25.6 Tbit/s
     ),
     Chip(
         name="A100 40GB",

@@ -23,8 +23,7 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "col
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
-    "collective-permute-done", "add-dependency", "opt-barrier", "domain", "send", "recv", "send-done",
-    "recv-done",
+    "collective-permute-done", "add-dependency", "opt-barrier", "domain", "recv", "send-done", "recv-done",
 }  # fmt: skip
 
 
@@ -74,23 +73,30 @@ class Cost:
     Attributes:
       flops: of matrix products and convolutions, two for a multiply-add.
       memory_bytes: read from and written to the chip's memory.
-      collectives: by kind and bytes of the array: how often it runs, and the bytes a chip sends.
+      collectives: by kind and bytes of the array: how often it runs, and the bytes a chip sends to others
+        of its slice.
+      transfers: the same of what goes by way of the hosts to other slices.
     """
 
     flops: float = 0.0
     memory_bytes: float = 0.0
-    collectives: dict[tuple[str, str], tuple[float, float]] = dataclasses.field(default_factory=dict)
+    collectives: "Sends" = dataclasses.field(default_factory=dict)
+    transfers: "Sends" = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Cost", times: float = 1.0) -> None:
         self.flops += times * other.flops
         self.memory_bytes += times * other.memory_bytes
-        for key, (count, sent) in other.collectives.items():
-            before = self.collectives.get(key, (0.0, 0.0))
-            self.collectives[key] = (before[0] + times * count, before[1] + times * sent)
+        for into, sends in ((self.collectives, other.collectives), (self.transfers, other.transfers)):
+            for (kind, operands), (count, sent) in sends.items():
+                _count(into, kind, operands, times * count, times * sent)
 
     @property
     def network_bytes(self) -> float:
         return sum(sent for _, sent in self.collectives.values())
+
+    @property
+    def transfer_bytes(self) -> float:
+        return sum(sent for _, sent in self.transfers.values())
 
     def by_kind(self) -> dict[str, float]:
         """Bytes a chip sends in each kind of collective."""
@@ -98,6 +104,14 @@ class Cost:
         for (kind, _), (_, sent) in self.collectives.items():
             found[kind] += sent
         return dict(found)
+
+
+Sends = dict[tuple[str, str], tuple[float, float]]
+
+
+def _count(sends: Sends, kind: str, operands: str, times: float, sent: float) -> None:
+    before = sends.get((kind, operands), (0.0, 0.0))
+    sends[kind, operands] = (before[0] + times, before[1] + sent)
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
@@ -152,10 +166,15 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 class Program:
-    """An optimised HLO module, parsed."""
+    """An optimised HLO module, parsed.
 
-    def __init__(self, text: str):
+    Args:
+      chips_a_host: that share a host's way to other slices.
+    """
+
+    def __init__(self, text: str, chips_a_host: int = 1):
         self.computations, self.entry = parse(text)
+        self._chips_a_host = chips_a_host
 
     def cost(self) -> Cost:
         """Of the whole program."""
@@ -188,6 +207,9 @@ class Program:
         if kind in _COLLECTIVES:
             self._add_collective(total, kind, i, body)
             return
+        if i.opcode == "send":
+            self._add_transfer(total, i, body)
+            return
         if i.opcode == "copy-start":
             total.memory_bytes += sum(a.moved for a in i.arrays[:2])
             return
@@ -210,10 +232,28 @@ class Program:
         sent = size * share * factor.get(kind, 1)
         label = ", ".join(sorted({f"{a.dtype}{list(a.dims)}" for a in given}))
         whole = label if len(label) < 100 else f"{len(given)} arrays, {size:.0f} bytes"
-        count, before = total.collectives.get((kind, whole), (0.0, 0.0))
-        total.collectives[kind, whole] = (count + 1, before + sent)
+        _count(total.collectives, kind, whole, 1.0, sent)
         if not in_fusion:
             total.memory_bytes += sum(a.moved for a in given) + sum(a.moved for a in i.arrays)
+
+    def _add_transfer(self, total: Cost, i: Instruction, body: dict[str, Instruction]) -> None:
+        """Of several slices a collective's last part: a chip's share goes to the same chips of the others."""
+        given = body[i.operands[0]].arrays[0]
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.text)
+        if kind is None:
+            raise HloError(f"cannot tell where {i.name} sends to")
+        kind = kind.group(1).lower().replace("_", "-")
+        if kind == "one-to-one":
+            # Where the ring leaves a slice: one chip sends, with the way of all chips of its host.
+            sent = given.bytes / self._chips_a_host
+        else:
+            slices = _slices(i.text)
+            factor = {"all-reduce": 2 / slices, "all-gather": 1.0, "reduce-scatter": 1 / slices}
+            factor["all-to-all"] = factor["reduce-scatter"]
+            if kind not in factor:
+                raise HloError(f"cannot tell what {i.name}, {kind} between slices, sends")
+            sent = given.bytes * factor[kind] * (slices - 1)
+        _count(total.transfers, f"{kind} between slices", f"{given.dtype}{list(given.dims)}", 1.0, sent)
 
     def _trips(self, i: Instruction, body: dict[str, Instruction]) -> int:
         """How often a loop runs that counts up by one from a constant to a constant."""
@@ -360,6 +400,15 @@ def _group_size(text: str) -> int:
         sizes = dict(pair.split("=") for pair in mesh.group(1).split(","))
         return math.prod(int(sizes[axis.strip()]) for axis in mesh.group(2).split(","))
     raise HloError(f"cannot tell which devices take part in {text[:80]}")
+
+
+def _slices(text: str) -> int:
+    """Slices that take part together in a transfer: those of "{1,2}x{0:3}", slices by chips."""
+    found = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', text)
+    if not found:
+        raise HloError(f"cannot tell which slices take part in {text[:80]}")
+    ends = [[int(x) for x in part.split(":")] for part in found.group(1).split(",")]
+    return sum(part[-1] - part[0] + 1 for part in ends)
 
 
 def _convolution_flops(i: Instruction, left: Array, right: Array) -> float:

@@ -157,7 +157,9 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
         "program": found.generated_code_size_in_bytes,
     }
     memory["total"] = sum(memory.values())
-    return Compiled(memory, Program(text).cost(), time.perf_counter() - start)
+    hosts = {d.process_index for d in devices}
+    cost = Program(text, chips_a_host=len(devices) // len(hosts)).cost()
+    return Compiled(memory, cost, time.perf_counter() - start)
 
 
 def smallest_that_fits(
@@ -208,10 +210,14 @@ def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], 
         "memory": cost.memory_bytes / chip.hbm_bandwidth,
         "network": cost.network_bytes / chip.link_bandwidth,
     }
+    if cost.transfers and chip.slice_bandwidth:
+        bounds["between slices"] = cost.transfer_bytes / chip.slice_bandwidth
     slowest = max(bounds, key=bounds.get)
     collectives = [
         {"kind": kind, "operands": operands, "times": count, "bytes": sent}
-        for (kind, operands), (count, sent) in sorted(cost.collectives.items(), key=lambda item: -item[1][1])
+        for (kind, operands), (count, sent) in sorted(
+            (cost.collectives | cost.transfers).items(), key=lambda item: -item[1][1]
+        )
     ]
     return {
         "chips": len(devices),
@@ -227,6 +233,7 @@ def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], 
         "model_flops_by_part": {name: value * clips for name, value in useful.items()},
         "memory_traffic_bytes": cost.memory_bytes,
         "network_bytes": cost.by_kind(),
+        "between_slices_bytes": cost.transfer_bytes,
         "collectives": collectives,
         "bound_seconds": bounds,
         "bound_by": slowest,
@@ -252,12 +259,17 @@ def print_report(found: dict[str, Any]) -> None:
     print(f"  {'of':30}{gb(chip['hbm_bytes'])}, {found['memory_free_fraction']:.0%} free")
     print("\na step on a chip                    amount       peak, per s         at best")
     rows = (
-        ("compute", found["flops"] / 1e12, "TFLOP", chip["flops"] / 1e12),
-        ("memory", found["memory_traffic_bytes"] / 1e9, "GB   ", chip["hbm_bandwidth"] / 1e9),
-        ("network", sum(found["network_bytes"].values()) / 1e9, "GB   ", chip["link_bandwidth"] / 1e9),
+        ("compute", "TFLOP", 1e12, found["flops"], chip["flops"]),
+        ("memory", "GB   ", 1e9, found["memory_traffic_bytes"], chip["hbm_bandwidth"]),
+        ("network", "GB   ", 1e9, sum(found["network_bytes"].values()), chip["link_bandwidth"]),
+        ("between slices", "GB   ", 1e9, found["between_slices_bytes"], chip["slice_bandwidth"]),
     )
-    for name, amount, unit, peak in rows:
-        print(f"  {name:28}{amount:10.2f} {unit} {peak:10.0f} {unit}{bounds[name] * 1e3:12.2f} ms")
+    for name, unit, scale, amount, peak in rows:
+        if name in bounds:
+            best = f"{peak / scale:10.4g} {unit}{bounds[name] * 1e3:12.2f} ms"
+            print(f"  {name:28}{amount / scale:10.2f} {unit} {best}")
+        elif amount:
+            print(f"  {name:28}{amount / scale:10.2f} {unit}    unknown")
     print("\ncollectives                      times         sent  operands")
     for row in found["collectives"][:12]:
         print(f"  {row['kind']:28}{row['times']:8.0f}{gb(row['bytes'])}  {row['operands']}")

@@ -36,6 +36,8 @@ def test_figures_are_in_the_units_said():
     v5e, v5p = chip_of("TPU v5 lite"), chip_of("TPU v5")
     # 1,600 and 4,800 Gbit/s of links, 197 and 459 TFLOP/s.
     assert (v5e.link_bandwidth, v5p.link_bandwidth) == (200e9, 600e9)
+    # A host of eight chips of v5e has 200 Gbit/s to other slices, one of four of v5p too.
+    assert (8 * v5e.slice_bandwidth, 4 * v5p.slice_bandwidth) == (25e9, 25e9)
     assert (v5e.flops, v5p.flops) == (197e12, 459e12)
     for chip in CHIPS:
         # FLOPs per byte of memory traffic and bytes of memory per byte/s: a slip of a unit is 8 or 1,000.

@@ -135,6 +135,39 @@ def test_a_tpu_s_program_by_hand():
     assert 6 * slice_and_product <= found.memory_bytes <= 6 * (slice_and_product + 20) + 8
 
 
+@pytest.mark.parametrize(
+    ("kind", "target", "sent"),
+    [
+        ("ALL_REDUCE", '"{1,2}x{0:3}"', 1.0),
+        ("ALL_REDUCE", '"{1:4,6}x{0:3}"', 2 * 4 / 5),
+        ("ALL_GATHER", '"{1,2,3}x{0:3}"', 2.0),
+        ("REDUCE_SCATTER", '"{1,2,3}x{0:3}"', 2 / 3),
+        ("ALL_TO_ALL", '"{1,2}x{0:3}"', 1 / 2),
+        ("ONE_TO_ONE", "{{100002->200000},{200002->100000}}", 1 / 4),
+    ],
+)
+def test_what_a_chip_sends_to_other_slices_by_kind(kind, target, sent):
+    """In place of the product of the loop above; what comes in and the ends of it are not counted again."""
+    attributes = (
+        f"channel_id=2, is_host_transfer=true, frontend_attributes={{_xla_megascale_target={target},"
+        f'_xla_megascale_transfer_type="{kind}"}}'
+    )
+    loop = TPU.replace(
+        "  %one = s32",
+        f"  %send.1 = (bf16[4,16,256]{{2,1,0}}, u32[]{{:S(2)}}, token[]) send(%fusion.1, %i), {attributes}\n"
+        f"  %recv.1 = (bf16[4,16,256]{{2,1,0}}, u32[]{{:S(2)}}, token[]) recv(%i), {attributes}\n"
+        "  %one = s32",
+    )
+    found = Program(loop, chips_a_host=4).cost()
+    ((key, (times, total)),) = found.transfers.items()
+    assert key == (kind.lower().replace("_", "-") + " between slices", "bf16[4, 16, 256]")
+    assert (times, total) == (6, pytest.approx(6 * sent * 4 * 16 * 256 * 2))
+    assert found.network_bytes == 0
+    for unknown in (loop.replace(kind, "SOME_TO_SOME"), loop.replace("_transfer_type", "")):
+        with pytest.raises(HloError, match=r"cannot tell (what|where|which) .*send"):
+            Program(unknown).cost()
+
+
 def test_a_loop_that_cannot_be_counted_is_refused():
     with pytest.raises(HloError, match=r"how often the loop %while\.1 runs"):
         Program(TPU.replace("constant(8)", "parameter(1)")).cost()

@@ -7,12 +7,14 @@ import sys
 
 import jax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 pytest.importorskip("libtpu", reason="the TPU's compiler, of the extras `preflight` and `test`")
 
 from jepa_jax import flags, preflight
 from jepa_jax.chips import CHIPS
 from jepa_jax.flops import model_flops
+from jepa_jax.hlo import Program
 from tests.tiny_config import config as tiny
 from tests.train_test import CONFIG, ROOT
 
@@ -46,6 +48,7 @@ def test_the_command_prints_and_writes_what_a_step_costs(tmp_path):
     memory = dict(found["memory_bytes"])
     assert memory.pop("total") == pytest.approx(sum(memory.values()))
     assert all(value >= 0 for value in memory.values())
+    assert "between slices" not in done.stdout
     # One uint8 frame batch and its texts, a fourth on each chip.
     texts = tiny.batch_size * (LENGTHS[0] + LENGTHS[1]) * 5 + tiny.batch_size * 4
     frames = tiny.batch_size * tiny.data.frames * 32 * 32 * 3
@@ -148,6 +151,34 @@ def test_a_step_that_the_compiler_cannot_do_is_one_sentence(monkeypatch, capsys)
     assert capsys.readouterr().err == (
         "error: the TPU's compiler cannot do this step: UNIMPLEMENTED: some fusion\n"
     )
+
+
+def test_what_goes_from_slice_to_slice_is_counted():
+    """A sum over three slices of four chips, each of which sums its own first and sends a fourth; and a ring,
+    which leaves a slice at one of the four chips of a host."""
+    devices, chip = preflight.open_topology("v5e:2x2", 3)
+    mesh = preflight.make_mesh(2, devices)
+    axes, rows = mesh.axis_names, PartitionSpec(mesh.axis_names)
+
+    def on_a_device(x):
+        onward = [(i, (i + 1) % 12) for i in range(12)]
+        x = jax.lax.fori_loop(0, 5, lambda _, x: jax.lax.ppermute(2 * x, axes, onward), x)
+        return jax.lax.psum(x, axes)
+
+    function = jax.shard_map(on_a_device, mesh=mesh, in_specs=rows, out_specs=PartitionSpec())
+    x = jax.ShapeDtypeStruct((12 * 64, 128), "float32", sharding=NamedSharding(mesh, rows))
+    cost = Program(jax.jit(function).lower(x).compile().as_text(), chips_a_host=4).cost()
+    size = 64 * 128 * 4
+    sent = {kind: (times, sent) for (kind, _), (times, sent) in cost.transfers.items()}
+    assert sent["one-to-one between slices"] == (5, 5 * size / 4)
+    assert sent["all-reduce between slices"] == (1, pytest.approx(2 * 2 / 3 * size / 4))
+    found = preflight.report(tiny, devices, chip, LENGTHS, preflight.Compiled({"total": 1e9}, cost, 0.0))
+    assert found["between_slices_bytes"] == pytest.approx(size * (5 / 4 + 1 / 3))
+    # 2 x 100 Gbit/s of a host of eight chips.
+    assert found["bound_seconds"]["between slices"] == pytest.approx(found["between_slices_bytes"] / 3.125e9)
+    assert found["bound_by"] == "between slices"
+    assert {row["kind"] for row in found["collectives"]} >= sent.keys()
+    preflight.print_report(found | {"memory_bytes": {}})
 
 
 def test_a_device_of_every_chip_that_is_listed_is_a_chip():
