@@ -1,5 +1,7 @@
 """The mesh, and where parameters and batches live on it."""
 
+from collections import Counter
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
@@ -13,18 +15,25 @@ def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
     """Mesh ("data", "fsdp"): `fsdp` devices share each copy of the parameters.
 
     Neighbours on the torus share a copy. Of several TPU slices, which only the data centre's network
-    joins, each holds whole copies: "data" alone runs across them.
+    joins, each holds whole copies: "data" alone runs across them. Of GPUs, JAX calls a slice what NVLink
+    joins, a node as a rule.
 
     Raises:
-      ValueError: `fsdp` does not divide the number of devices, or of those of a slice.
+      ValueError: `fsdp` does not divide the number of devices, or of those of a slice, or slices differ.
     """
     devices = jax.devices() if devices is None else list(devices)
     if len(devices) % fsdp:
         raise ValueError(f"fsdp={fsdp} does not divide the {len(devices)} devices of this run")
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
-    inside = len(devices) // slices
+    sizes = Counter(getattr(d, "slice_index", 0) for d in devices)
+    slices, inside = len(sizes), max(sizes.values())
+    if min(sizes.values()) < inside:
+        raise ValueError(
+            f"slices (on GPUs, nodes) of {sorted(sizes.values())} devices: all must have as many"
+        )
     if inside % fsdp:
-        raise ValueError(f"fsdp={fsdp} does not divide the {inside} devices of each of {slices} slices")
+        raise ValueError(
+            f"fsdp={fsdp} does not divide the {inside} devices of each of {slices} slices (on GPUs, nodes)"
+        )
     shape, split = (inside // fsdp, fsdp), {"allow_split_physical_axes": True}
     if slices > 1:
         places = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices, **split)

@@ -107,6 +107,41 @@ def test_one_device_and_eight_agree_on_the_training_step(fsdp):
         assert_frozen(start, state)
 
 
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What a mesh asks of a device."""
+
+    id: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H200"
+
+    @property
+    def process_index(self) -> int:
+        return self.slice_index
+
+
+@pytest.mark.parametrize("fsdp", [1, 4, 8])
+def test_a_copy_of_the_parameters_stays_inside_a_node(fsdp):
+    """As JAX lists them, and in disorder: "data" alone runs across nodes."""
+    devices = [Gpu(i, i // 8) for i in range(24)]
+    for given in (devices, devices[::-1], devices[::2] + devices[1::2]):
+        places = make_mesh(fsdp, given).devices
+        assert places.shape == (24 // fsdp, fsdp)
+        assert set(places.ravel()) == set(devices)
+        nodes = [[d.slice_index for d in copy] for copy in places]
+        assert all(len(set(copy)) == 1 for copy in nodes)
+        order = [copy[0] for copy in nodes]
+        assert sum(a != b for a, b in zip(order, order[1:] + order[:1], strict=True)) == 3
+
+
+def test_nodes_that_no_mesh_fits_are_said():
+    with pytest.raises(ValueError, match=r"fsdp=16 does not divide the 8 devices of each of 2 .*nodes"):
+        make_mesh(16, [Gpu(i, i // 8) for i in range(16)])
+    with pytest.raises(ValueError, match=r"nodes\) of \[6, 10\] devices"):
+        make_mesh(2, [Gpu(i, i // 10) for i in range(16)])
+
+
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_muon_s_matrices_may_be_split(fsdp):
     """Its update needs the whole of a matrix, of which a device has a share."""
