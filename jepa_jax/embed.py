@@ -127,6 +127,7 @@ def main(arguments: list[str]) -> int:
         collection = DatasetCollection(config, DatasetConfig(**where, data_dir=config.data.data_dir))
     manifest = Manifest(
         **where,
+        source=collection.identity,
         query=values.query,
         model=checksum(loaded),
         frames=config.data.frames,

@@ -8,7 +8,7 @@ from PIL import Image
 
 from jepa_jax import embed, flags, inference, search
 from jepa_jax.embeddings import table
-from jepa_jax.embeddings.collection import Item, LeftOut
+from jepa_jax.embeddings.collection import DatasetCollection, Item, LeftOut
 from tests.fake_model import FRAMES, SIZE, ColourModel
 from tests.streaming.videos import COLOURS
 
@@ -18,6 +18,8 @@ BAD = (3, 31)
 
 class Colours:
     """Clips that turn from colour to colour; two cannot be read."""
+
+    identity = "colours"
 
     def __init__(self, *_):
         self.reads = []
@@ -127,6 +129,26 @@ def test_another_query_is_refused_in_the_same_folder(commands, tmp_path):
     status, printed = commands(*embedding(tmp_path, "--query=what is it?"))
     assert status == 2
     assert "holds other embeddings (query 'describe the clip', and here it is 'what is it?')" in printed.err
+
+
+def test_a_collection_that_changed_is_refused(commands, tmp_path, monkeypatch):
+    """As many clips as before: all parts are there, and what is new would never be found."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (40, 40), colour).save(folder / f"{colour}.png")
+        (folder / f"{colour}.txt").write_text(f"it is {colour}\n")
+    monkeypatch.setattr(embed, "DatasetCollection", DatasetCollection)
+    command = embed.main, f"--path={folder}", f"--out={tmp_path / 'of'}"
+    for _ in range(2):
+        status, printed = commands(*command)
+        assert status == 0
+        assert "2 videos embedded" in printed.out
+    for path in folder.glob("red.*"):
+        path.rename(folder / f"blue{path.suffix}")
+    status, printed = commands(*command)
+    assert status == 2
+    assert "is of the collection before it changed: name another --out" in printed.err
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])

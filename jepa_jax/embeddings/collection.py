@@ -9,6 +9,7 @@ import numpy as np
 
 from jepa_jax.config import Config, DatasetConfig
 from jepa_jax.data.decode import read_frames
+from jepa_jax.data.features import identity_of
 from jepa_jax.data.records import BadRecordError, Limits
 from jepa_jax.data.sources import open_source
 
@@ -32,7 +33,9 @@ class LeftOut:
 
 
 class Collection(Protocol):
-    """Random access to videos."""
+    """Random access to videos; `identity` is another where they are others."""
+
+    identity: str
 
     def __len__(self) -> int: ...
 
@@ -47,6 +50,7 @@ class DatasetCollection:
         self._crop = config.model.x_encoder.image_size
         self._limits = Limits.of(config.data)
         self._source = open_source(dataset, self._limits)
+        self.identity = identity_of(self._source)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -1,5 +1,6 @@
 """Search among embeddings with FAISS: exact for small collections, in 8 bits by clusters for large ones."""
 
+import hashlib
 import json
 import logging
 import pathlib
@@ -82,11 +83,17 @@ def search(index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
     return index.search(np.ascontiguousarray(queries, np.float32), count)
 
 
+def _checksum(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save(index, path: pathlib.Path, about: dict) -> None:
     """Write an index and what it is of, `about`, beside it: whole or not at all."""
     faiss = _faiss()
     temporary = path.with_name(path.name + ".tmp")
     faiss.write_index(index, str(temporary))
+    about = {**about, "checksum": _checksum(temporary)}  # FAISS has none of its own
     path.with_suffix(".json").unlink(missing_ok=True)  # never the old one's words beside the new one
     temporary.replace(path)
     write_whole(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
@@ -98,13 +105,21 @@ def load(path: pathlib.Path, about: dict):
     words = path.with_suffix(".json")
     if not path.is_file() or not words.is_file():
         return None
-    if words.read_bytes() != (json.dumps(about, indent=2) + "\n").encode():
+    try:
+        found = json.loads(words.read_bytes())
+        checksum = found.pop("checksum", None)
+    except (ValueError, AttributeError, TypeError):  # no JSON, or no object
+        found = None
+    if found != about:
         logger.warning("%s is of other embeddings and is built again", path)
+        return None
+    if checksum != _checksum(path):
+        logger.warning("%s is damaged and is built again", path)
         return None
     try:
         return _faiss().read_index(str(path))
-    except RuntimeError as error:  # FAISS's own
-        logger.warning("%s is damaged and is built again: %s", path, first_line(error))
+    except RuntimeError as error:  # FAISS's own, of a file that another version wrote
+        logger.warning("%s cannot be read and is built again: %s", path, first_line(error))
         return None
 
 

@@ -12,8 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 
+from jepa_jax.config.types import OPTIONS, NonNegative, Positive
 from jepa_jax.embeddings.collection import LeftOut
+from jepa_jax.errors import first_line
 from jepa_jax.flags import UsageError, as_usage_errors
 from jepa_jax.places import write_whole
 
@@ -23,12 +26,13 @@ _LEFT_OUT = b"left_out"
 _OF = b"manifest"
 
 
-@dataclasses.dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(**OPTIONS)
 class Manifest:
     """All that the rows depend on: the same one, the same bytes.
 
     Attributes:
       dataset, path, split: the collection: a dataset's name or a folder.
+      source: a checksum of what the collection is: names, versions, sizes.
       query: what the model was asked about each video.
       model: a checksum of its parameters.
       frames: of each video.
@@ -40,12 +44,13 @@ class Manifest:
     dataset: str | None
     path: str | None
     split: str
+    source: str
     query: str
     model: str
-    frames: int
-    size: int
-    rows: int
-    part_rows: int
+    frames: Positive
+    size: Positive
+    rows: NonNegative
+    part_rows: Positive
 
     @property
     def parts(self) -> int:
@@ -68,7 +73,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     try:
         manifest = Manifest(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
+        raise UsageError(f"{path} is damaged, or of an earlier version ({first_line(error)})") from error
     return manifest
 
 
@@ -85,6 +90,8 @@ def open_folder(folder: pathlib.Path, manifest: Manifest) -> None:
         return
     found, asked = dataclasses.asdict(read_manifest(folder)), dataclasses.asdict(manifest)
     for name, value in found.items():
+        if name == "source" and asked[name] != value:
+            raise UsageError(f"{folder} is of the collection before it changed: name another --out")
         if asked[name] != value:
             raise UsageError(
                 f"{folder} holds other embeddings ({name} {value!r}, and here it is {asked[name]!r}): name "

@@ -65,16 +65,25 @@ def test_a_saved_index_is_used_until_the_embeddings_change(vectors, tmp_path, mo
 
 def test_an_index_without_its_words_is_not_trusted(vectors, tmp_path):
     indexing.opened(tmp_path, parts_of(vectors), ROWS, SIZE, "exact", {})
+    about = {"index": "Flat", "indexed_rows": ROWS}
+    assert indexing.load(tmp_path / "index.faiss", about) is not None
+    for words in ("{", "[1]", "{}"):
+        (tmp_path / "index.json").write_text(words)
+        assert indexing.load(tmp_path / "index.faiss", about) is None
     (tmp_path / "index.json").unlink()
-    assert indexing.load(tmp_path / "index.faiss", {}) is None
+    assert indexing.load(tmp_path / "index.faiss", about) is None
 
 
-def test_a_damaged_index_is_built_again(vectors, tmp_path, caplog):
-    arguments = tmp_path, parts_of(vectors), ROWS, SIZE, "exact", {"of": "these"}
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_a_damaged_index_is_built_again(vectors, tmp_path, caplog, kind):
+    """FAISS would take a flipped bit for another vector, another row or another length."""
+    arguments = tmp_path, parts_of(vectors), ROWS, SIZE, kind, {"of": "these"}
     indexing.opened(*arguments)
     file = tmp_path / "index.faiss"
     whole = file.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b""):
+    places = [5, len(whole) // 2, len(whole) - 3]
+    flipped = [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in places]
+    for damaged in (whole[: len(whole) // 2], b"", *flipped):
         file.write_bytes(damaged)
         assert indexing.opened(*arguments).ntotal == ROWS
         assert file.read_bytes() == whole

@@ -14,7 +14,16 @@ from jepa_jax.embeddings.table import Manifest, Row, Rows
 from jepa_jax.flags import UsageError
 
 MANIFEST = Manifest(
-    dataset="d", path=None, split="s", query="q", model="m", frames=4, size=3, rows=11, part_rows=5
+    dataset="d",
+    path=None,
+    split="s",
+    source="1",
+    query="q",
+    model="m",
+    frames=4,
+    size=3,
+    rows=11,
+    part_rows=5,
 )
 EMBEDDINGS = np.random.default_rng(0).standard_normal((11, 3)).astype(np.float32)
 
@@ -76,9 +85,21 @@ def test_a_folder_of_other_embeddings_is_refused(tmp_path):
     table.open_folder(tmp_path, MANIFEST)
     with pytest.raises(UsageError, match=r"holds other embeddings \(query 'q', and here it is 'other'\)"):
         table.open_folder(tmp_path, dataclasses.replace(MANIFEST, query="other"))
+    with pytest.raises(UsageError, match="is of the collection before it changed"):
+        table.open_folder(tmp_path, dataclasses.replace(MANIFEST, source="2"))
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", "[1]", '{"dataset": 1}'])
+def changed(**fields) -> str:
+    return json.dumps(dataclasses.asdict(MANIFEST) | fields)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, "{", "{}", "[1]", changed(part_rows=0), changed(rows=None)),
+        *(changed(rows=-1), changed(size=1.5), changed(unknown=1)),
+    ],
+)
 def test_what_is_no_folder_of_embeddings_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "embeddings.json").write_text(content)
