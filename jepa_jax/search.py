@@ -3,7 +3,7 @@
     python -m jepa_jax.search "a dog spins" --index=DIR --checkpoint=DIR [--top=8] [--out=FILE]
 
 --index is what `python -m jepa_jax.embed --out` named. The FAISS index is built at the first search and
-saved there. Prints the nearest videos as a table and draws frames of them (default: search.png).
+saved there. Prints the nearest videos as a table and draws frames of the first 64 (default: search.png).
 """
 
 import argparse
@@ -26,6 +26,8 @@ from jepa_jax.embeddings.table import Manifest, Row, Rows
 from jepa_jax.inference import Model
 
 logger = logging.getLogger(__name__)
+# More take minutes, and from some 600 on no picture is so high.
+_DRAWN = 64
 
 
 def open_index(folder: pathlib.Path, manifest: Manifest, rows: int, kind: indexing.Kind | None):
@@ -129,7 +131,7 @@ def main(arguments: list[str]) -> int:
         collection = DatasetCollection(
             model.config, DatasetConfig(**where, data_dir=model.config.data.data_dir)
         )
-    items = [(score, row, read_again(collection, row)) for score, row in hits]
+    items = [(score, row, read_again(collection, row)) for score, row in hits[:_DRAWN]]
     for _, _, item in items:
         if isinstance(item, LeftOut):
             logger.warning("%s is not drawn: %s", item.name, item.cause)

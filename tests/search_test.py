@@ -189,6 +189,17 @@ def test_a_clip_that_is_no_longer_in_its_place_is_not_drawn(commands, tmp_path, 
     assert "clip 46 is not drawn: the collection is not what it was" in caplog.text
 
 
+def test_no_more_are_drawn_than_a_picture_holds(commands, tmp_path, monkeypatch):
+    commands(*embedding(tmp_path / "of"))
+    read = []
+    monkeypatch.setattr(search, "_DRAWN", 7)
+    monkeypatch.setattr(Colours, "__getitem__", lambda _, index: read.append(index) or LeftOut("x", "gone"))
+    status, printed = commands(search.main, "green", f"--index={tmp_path / 'of'}", "--top=20")
+    assert status == 0
+    assert len(printed.out.splitlines()) == 20 + 1
+    assert len(read) == 7
+
+
 def test_a_picture_that_cannot_be_written_is_one_sentence(commands, tmp_path):
     commands(*embedding(tmp_path / "of"))
     arguments = [f"--index={tmp_path / 'of'}", f"--out={tmp_path}/new/x.png"]

@@ -80,7 +80,12 @@ def build(parts: Parts, rows: int, size: int, kind: Kind, *, seed: int = 0):
 def search(index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The nearest rows: [Q, E] -> cosines [Q, count], best first, and places [Q, count]; -1 where there
     are no more."""
-    return index.search(np.ascontiguousarray(queries, np.float32), count)
+    queries = np.ascontiguousarray(queries, np.float32)
+    scores, places = index.search(queries, count)
+    if places.min() < 0 and count <= index.ntotal:  # the clusters looked into hold fewer: look into all
+        index.nprobe = index.nlist
+        scores, places = index.search(queries, count)
+    return scores, places
 
 
 def _checksum(path: pathlib.Path) -> str:

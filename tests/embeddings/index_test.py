@@ -45,6 +45,15 @@ def test_the_large_kind_finds_nearly_all(vectors):
     assert recall > 0.9
 
 
+def test_as_many_are_found_as_are_asked_for(vectors):
+    """More than the clusters hold that a search looks into."""
+    index = indexing.build(parts_of(vectors), ROWS, SIZE, "ivf")
+    _, places = indexing.search(index, vectors[:3], ROWS)
+    assert all(sorted(found) == list(range(ROWS)) for found in places.tolist())
+    _, places = indexing.search(index, vectors[:3], ROWS + 2)
+    assert (places < 0).sum(axis=1).tolist() == [2, 2, 2]
+
+
 def test_the_kind_is_by_size():
     assert indexing.kind_for(50_000, 1536) == "exact"
     assert indexing.kind_for(1_000_000, 1536) == "ivf"
