@@ -22,7 +22,7 @@ from jepa_jax import flags, inference
 from jepa_jax.inference import Model
 from jepa_jax.streaming import offline
 from jepa_jax.streaming.events import EventLog, read_events
-from jepa_jax.streaming.frames import NoVideoError, SourceStoppedError, open_video
+from jepa_jax.streaming.frames import NoVideoError, SourceStoppedError, check_rate, open_video
 from jepa_jax.streaming.online import Decode, OnlineConfig, OnlineDecoder, variance
 from jepa_jax.streaming.texts import NearestText, Speaks, Written, read_bank
 from jepa_jax.streaming.timeline import Thinned, Timeline
@@ -171,6 +171,7 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError(f"{values.checkpoint} has no decoder to write texts: name a --bank of them")
     with flags.as_usage_errors(ValueError):
         model.check_query(values.query)
+        check_rate(values.frames or model.config.data.frames, values.window)
     out = values.out
     with flags.as_usage_errors(OSError):
         out.mkdir(parents=True, exist_ok=True)

@@ -308,11 +308,22 @@ class _Converter:
             raise self._fit.error("media not decodable", "a sampled frame is damaged")
         height, width = self._fit.scaled(frame.height, max(round(frame.width * self._aspect), 1))
         # Planes of R, G and B are filtered in two thirds of the time of interleaved ones.
-        planes = "gbrap" if any(part.is_alpha for part in frame.format.components) else "gbrp"
+        planes = "gbrap" if _has_alpha(frame) else "gbrp"
         small = self._reformatter.reformat(
             frame, width, height, planes, interpolation=_FILTER, threads=1
         ).to_ndarray()
         return _on_white(centre(_upright(small, frame), self._fit.crop))
+
+
+def as_seen(frame: VideoFrame, width: int) -> np.ndarray:
+    """A frame upright and on white, `width` pixels wide before it is turned: [H, W, 3] uint8 RGB."""
+    # Interleaved, which takes a sixth of the time of planes where nothing is filtered.
+    pixels = frame.to_ndarray(width=width, format="rgba" if _has_alpha(frame) else "rgb24")
+    return np.ascontiguousarray(_on_white(_upright(pixels, frame)))
+
+
+def _has_alpha(frame: VideoFrame) -> bool:
+    return any(part.is_alpha for part in frame.format.components)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import av
 import numpy as np
 
+from jepa_jax.data.decode_video import as_seen
 from jepa_jax.errors import first_line
 
 # What a URL may lead to: a playlist from elsewhere must not open files of this machine.
@@ -67,7 +68,8 @@ def _check_size(source: str, width: int, height: int, max_pixels: int) -> None:
 
 
 def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**26) -> Iterator[Frame]:
-    """The frames of whatever FFmpeg opens, one at a time, so that hours of video take no memory.
+    """The frames of whatever FFmpeg opens, one at a time, so that hours of video take no memory: as in
+    training upright, of square pixels and on white.
 
     Times start at 0. Where a source's clock jumps back or by more than an hour they go on evenly.
 
@@ -94,12 +96,14 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         _check_size(source, stream.width, stream.height, max_pixels)
         period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
         declared = container.duration / av.time_base if container.duration else 0.0
+        aspect = stream.sample_aspect_ratio or 1
         clock, seconds = _Clock(period), None
         try:
             for frame in container.decode(stream):
-                _check_size(source, frame.width, frame.height, max_pixels)  # it may change on the way
+                width = max(round(frame.width * aspect), 1)
+                _check_size(source, width, frame.height, max_pixels)  # it may change on the way
                 seconds = clock(frame.time)
-                yield Frame(seconds, frame.to_ndarray(format="rgb24"))
+                yield Frame(seconds, as_seen(frame, width))
         except (av.FFmpegError, OSError) as error:
             if seconds is None:
                 raise NoVideoError(f"{source} holds no frame that can be read: {_reason(error)}") from error
@@ -132,6 +136,19 @@ def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless a value is a finite number above 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name}={value} must be a number above 0")
+
+
+# A window of so few seconds that its frames are more than a camera's would be the last one again and again.
+_HIGHEST_RATE = 1000.0
+
+
+def check_rate(size: int, window: float) -> None:
+    """Raise ValueError unless `size` frames in `window` seconds are a rate that some camera has."""
+    if size / window > _HIGHEST_RATE:
+        raise ValueError(
+            f"window={window:g} is too short: {size} frames in it are {size / window:g} a second, and at "
+            f"most {_HIGHEST_RATE:g} are taken"
+        )
 
 
 def at_rate(frames: Iterable[Frame], rate: float) -> Iterator[Frame]:

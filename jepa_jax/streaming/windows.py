@@ -11,7 +11,7 @@ import numpy as np
 
 from jepa_jax.config import Config
 from jepa_jax.data.preprocess import resize_and_crop
-from jepa_jax.streaming.frames import Frame, NoVideoError, at_rate, check_positive
+from jepa_jax.streaming.frames import Frame, NoVideoError, at_rate, check_positive, check_rate
 
 
 class Sees(Protocol):
@@ -113,13 +113,14 @@ def look(
       The windows, and after how many of them none of the frames is the same.
 
     Raises:
-      ValueError: a window or a step that is not above 0.
+      ValueError: a window or a step that is not above 0, or more than 1,000 frames a second.
     """
     check_positive("window", window)
     if step is not None:
         check_positive("step", step)
     data, crop = model.config.data, model.config.model.x_encoder.image_size
     size = data.frames if size is None else size
+    check_rate(size, window)
     rate = size / window
     stride = max(1, round((window / 2 if step is None else step) * rate))
     prepared = (

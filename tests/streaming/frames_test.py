@@ -2,9 +2,13 @@
 
 import wave
 
+import av
 import numpy as np
 import pytest
 
+from jepa_jax.data.decode import read_frames
+from jepa_jax.data.preprocess import resize_and_crop
+from jepa_jax.data.records import Media
 from jepa_jax.streaming.frames import (
     Frame,
     NoVideoError,
@@ -13,6 +17,7 @@ from jepa_jax.streaming.frames import (
     from_arrays,
     open_video,
 )
+from tests.data import clips
 from tests.streaming import videos
 
 RATE, COUNT = 5, 13
@@ -41,6 +46,49 @@ def test_every_frame_at_its_time(folder):
         for f in frames
     ]
     assert nearest == ["red"] * 6 + ["blue"] * (COUNT - 6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"matrix": (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)},
+        {"matrix": (-1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)},
+        {"width": 48, "aspect": 2},
+        {"colorspace": 1},
+    ],
+    ids=["turned", "mirrored", "wide pixels", "BT.709"],
+)
+def test_frames_are_seen_as_in_training(tmp_path, options):
+    """As telephones, tapes and screens write them."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (3, 4, 3, 3), np.uint8).repeat(clips.HEIGHT // 4, 1).repeat(16, 2)
+    frames = [av.VideoFrame.from_ndarray(x, format="rgb24") for x in noise]
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(clips.clip(3, frames=frames, **{"width": 48, **options}))
+    fit = {"resize": 64, "crop": 64, "name": "clip", "limits": clips.LIMITS}
+    trained_on = read_frames(Media(content=path.read_bytes()), 3, **fit)
+    seen = np.concatenate([resize_and_crop(f.pixels[None], 64, 64) for f in open_video(str(path))])
+    # Interleaved pixels are rounded down, planes are not.
+    assert np.abs(seen.astype(int) - trained_on).mean() < 4
+    assert np.abs(seen[::-1].astype(int) - trained_on).mean() > 30
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    with av.open(str(tmp_path / "clip.mov"), "w") as output:
+        stream = output.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 40, 32, "rgba"
+        pixels = np.zeros((32, 40, 4), np.uint8) + np.array([200, 100, 50, 51], np.uint8)
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgba")))
+        output.mux(stream.encode())
+    (frame,) = open_video(str(tmp_path / "clip.mov"))
+    assert (frame.pixels == (244, 224, 214)).all()
+
+
+def test_wide_pixels_count_where_frames_are_too_large(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(clips.clip(3, aspect=60))
+    area = clips.WIDTH * clips.HEIGHT
+    with pytest.raises(NoVideoError, match=f"has frames of {60 * clips.WIDTH} x {clips.HEIGHT} pixels"):
+        next(open_video(str(tmp_path / "clip.mp4"), max_pixels=10 * area))
 
 
 def test_a_url_gives_the_frames_of_the_file(folder):
