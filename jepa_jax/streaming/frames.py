@@ -93,6 +93,8 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         if not container.streams.video:
             raise NoVideoError(f"{source} holds no video")
         stream = container.streams.video[0]
+        if stream.codec_context is None:  # FFmpeg knows what it is, as an SVG, and cannot decode it
+            raise NoVideoError(f"{source} holds a kind of video that cannot be decoded here")
         _check_size(source, stream.width, stream.height, max_pixels)
         period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
         declared = container.duration / av.time_base if container.duration else 0.0

@@ -130,6 +130,7 @@ def test_a_clock_that_starts_again_goes_on(folder, tmp_path):
 def test_what_is_no_video_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video at all\n" * 100)
+    (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(1600))
@@ -137,6 +138,7 @@ def test_what_is_no_video_is_refused_in_one_sentence(tmp_path):
         "empty.mp4": "is an empty file",
         "text.mp4": "cannot be opened as a video: Invalid data",
         "sound.wav": "holds no video",
+        "drawing.svg": "cannot be (opened as a video|decoded here)",
         "missing.mp4": "cannot be opened as a video: No such file",
     }.items():
         with pytest.raises(NoVideoError, match=reason) as caught:
