@@ -129,7 +129,7 @@ def _operands(text: str) -> tuple[str, ...]:
         depth += {"(": 1, ")": -1}.get(character, 0)
         if depth == 0:
             break
-    return tuple(re.findall(r"%[\w.\-]+", text[: end + 1]))
+    return tuple(re.findall(r"%[\w.\-]+(?:#\d+)?", text[: end + 1]))
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -162,7 +162,18 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
             pending.append(line)
     if not entry:
         raise HloError("the text holds no entry computation")
+    for body in computations.values():
+        _name_elements(body)
     return computations, entry
+
+
+def _name_elements(body: dict[str, Instruction]) -> None:
+    """From JAX 0.12 on the text has no get-tuple-element: `%x#1` among the operands is element 1 of %x."""
+    for name in {x for i in body.values() for x in i.operands if "#" in x}:
+        whole, index = name.split("#")
+        text = f"get-tuple-element({whole}), index={index}"
+        element = body[whole].arrays[int(index) : int(index) + 1]
+        body[name] = Instruction(name, "get-tuple-element", element, (whole,), text, False)
 
 
 class Program:

@@ -1,5 +1,7 @@
 """The reader of compiled programs: loops as often as they run, products, traffic, collectives."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +109,7 @@ window={size=1}, dim_labels=0bf_io0->0bf
 }
 
 %condition (carry.1: (s32[], bf16[4,16,128], bf16[8,128,256])) -> pred[] {
-  %carry.1 = (s32[]{:T(128)}, bf16[4,16,128]{2,1,0}, bf16[8,128,256]{2,1,0}) parameter(0)
+  %carry.1 = (s32[]{:T(128)S(6)}, bf16[4,16,128]{2,1,0}, bf16[8,128,256]{2,1,0}) parameter(0)
   %i.1 = s32[]{:T(128)S(6)} get-tuple-element(%carry.1), index=0
   %limit = s32[]{:T(128)S(6)} constant(8)
   ROOT %less = pred[]{:T(512)S(6)} compare(%i.1, %limit), direction=LT
@@ -242,3 +244,14 @@ def test_a_collective_that_goes_on_beside_other_work_counts_once():
     assert found.collectives == {("all-gather", "bf16[1, 256, 64]"): (1, 3 * 256 * 64 * 2)}
     assert found.flops == 2 * 16 * 128 * 32
     assert found.memory_bytes == 2 * (256 * 64 + 256 * 256 + 16 * 128 + 128 * 32 + 16 * 32)
+
+
+@pytest.mark.parametrize("text", [TPU, ASYNC], ids=["loop", "async"])
+def test_elements_of_tuples_may_be_named_in_short(text):
+    """`%x#1` for what another instruction takes from %x, as JAX writes it from 0.12 on."""
+    element = re.compile(r"^  (%[\w.]+) = \S+ get-tuple-element\((%[\w.\-]+)\), index=(\d+)\n", re.M)
+    short = element.sub("", text)
+    for name, whole, index in element.findall(text):
+        short = re.sub(rf"{name}(?=[,)])", f"{whole}#{index}", short)
+    assert short.count("#") >= 4
+    assert Program(short).cost() == Program(text).cost()
