@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 
 import grain
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 _THREADS, _CHUNK = 16, 256
 LEFT_OUT = -1
 Buckets = tuple[tuple[int, int], ...]
+# What NumPy, zipfile and zlib make of a damaged file.
+_DAMAGE = OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error
 
 
 def _key(source: Source, dataset: DatasetConfig, tokenizers, buckets: Buckets, limits: Limits) -> str:
@@ -107,7 +110,7 @@ def _load(file: epath.Path, records: int, buckets: int):
         if records and not LEFT_OUT <= assigned.min() <= assigned.max() < buckets:
             raise ValueError("no such bucket")
         return assigned, [BadRecordError(*map(str, row)) for row in bad]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         logger.warning("%s is not whole (%s): the lengths are measured again", file, error)
         return None
 

@@ -108,6 +108,9 @@ DAMAGE = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:99]),
     "empty": lambda file: file.write_bytes(b""),
     "pickled": _pickled,
+    # One byte: in a header that is compressed, and the flag of encrypted files in the table at the end.
+    "byte": lambda file: file.write_bytes(file.read_bytes()[:90] + b"\xff" + file.read_bytes()[91:]),
+    "flag": lambda file: file.write_bytes(file.read_bytes().replace(b"PK\1\2-\3-\0\0", b"PK\1\2-\3-\0\1", 1)),
     "of another length": lambda file: np.savez(
         file, assigned=np.zeros(3, np.int16), bad=np.zeros((0, 3), "U1")
     ),

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import tarfile
+import tokenize
 import uuid
 from collections.abc import Mapping
 from typing import BinaryIO
@@ -156,8 +157,8 @@ def _open_stored(beside: epath.Path, stamp: np.ndarray) -> StoredIndex | None:
             if not np.array_equal(stored._read(file, "stamp"), stamp):
                 return None
         return stored if _is_sound(stored.load(), int(stamp[1])) else None
-    except (OSError, ValueError, OverflowError):
-        return None  # not there, or not ours: it is made anew
+    except (OSError, ValueError, OverflowError, tokenize.TokenError):
+        return None  # not there, or not ours: it is made anew (NumPy takes damaged headers apart by tokens)
 
 
 def _is_sound(index: TarIndex, length: int) -> bool:
