@@ -48,9 +48,12 @@ def test_a_record_comes_back_as_it_was(media, pairs):
     content = found.media.content
     assert type(content) is type(record.media.content)
     np.testing.assert_array_equal(np.asarray(content), np.asarray(record.media.content))
-    media_of = dataclasses.replace(found.media, content=record.media.content)
+    # Arrays have no one answer to ==.
+    found_rest, rest = (
+        dataclasses.replace(r, media=dataclasses.replace(r.media, content=b"")) for r in (found, record)
+    )
     weights = [dataclasses.replace(p, weight=float(np.float32(p.weight))) for p in pairs]
-    assert dataclasses.replace(found, media=media_of) == dataclasses.replace(record, pairs=tuple(weights))
+    assert found_rest == dataclasses.replace(rest, pairs=tuple(weights))
     # What was stored once does not change when it is stored again.
     assert stored(found).pairs == found.pairs
 
