@@ -93,7 +93,7 @@ setup(
         "ml_dtypes>=0.5",
         "pydantic>=2.10",
         "etils[epath]>=1.13",
-        "numpy>=2.0",
+        "numpy>=2.0.1",
         "pillow>=11.0",
         # Reads and seeks videos.
         "av>=18.0",
