@@ -37,7 +37,8 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
         return _open(dataset, limits)
     except ImportError as error:
         # fsspec's, and it names the package.
-        raise ValueError(f"{dataset.label}: {error}") from error
+        extra = " (pip install 'jepa_jax[gcs]')" if (dataset.path or "").startswith("gs://") else ""
+        raise ValueError(f"{dataset.label}: {error}{extra}") from error
 
 
 def _open(dataset: DatasetConfig, limits: Limits) -> Source:

@@ -76,4 +76,4 @@ def test_the_package_that_is_missing_is_named():
         timeout=120,
         check=False,
     )
-    assert re.search(r"ValueError: gs://bucket/set.*gcsfs", done.stderr), done.stderr
+    assert re.search(r"ValueError: gs://bucket/set.*gcsfs.*'jepa_jax\[gcs\]'", done.stderr), done.stderr
