@@ -208,7 +208,7 @@ def test_a_configuration_that_is_none(text, whole, tmp_path, refused):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": "wide"}, "'wide'"),
         ({"num_attention_heads": 4}, "not a multiple of y_encoder.heads=4"),
         ({"hidden_act": "relu"}, "hidden_act='relu'; only 'gelu' is built"),
         ({"num_hidden_layers": -1}, "layers"),
