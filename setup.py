@@ -26,7 +26,7 @@ EXTRAS = {
         "gguf>=0.17",
         "accelerate>=1.0",
         # Meta's own tokenizer files.
-        "tiktoken>=0.7",
+        "tiktoken>=0.12",
         "sentence-transformers>=5.0",
     ],
     # Buckets: what reads and writes files there, and what Orbax deletes checkpoints with.
@@ -67,7 +67,7 @@ setup(
     description="VL-JEPA in JAX and Flax: predict the embedding of an answer, not its tokens",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     python_requires=">=3.11",
     # The run configs are installed inside the package, so that the demo runs from any folder.
     packages=[
