@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jepa_jax.hlo import HloError, Program, _valid_pairs
+from jepa_jax.hlo import HloError, Program
+from jepa_jax.hlo.flops import _valid_pairs
 from jepa_jax.sharding import make_mesh
 
 N, LAYERS = 64, 7

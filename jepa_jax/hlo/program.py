@@ -1,23 +1,13 @@
-"""What a compiled program does: a walk over XLA's optimised text, every loop as often as it runs.
-
-XLA's own cost analysis counts the body of a loop once. Here a body counts as often as its condition
-lets it, and of a conditional the dearer branch.
-"""
+"""What a compiled program costs: a walk over it, every loop as often as it runs."""
 
 import dataclasses
 import functools
-import math
 import re
 from collections import defaultdict
 
-_BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2,
-    "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
-}  # fmt: skip
-_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
-_HEAD = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?(%[\w.\-]+) = (.*)$", re.S)
-_OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+from jepa_jax.hlo.flops import flops_of
+from jepa_jax.hlo.text import HloError, Instruction, constant, group_size, parse, slice_count, through_copies
+
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # They move nothing: names for what is there already, or the end of what was counted at its start.
 _FREE = {
@@ -25,45 +15,6 @@ _FREE = {
     "replica-id", "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
     "collective-permute-done", "add-dependency", "opt-barrier", "domain", "recv", "send-done", "recv-done",
 }  # fmt: skip
-
-
-class HloError(ValueError):
-    """A program that this reader does not understand: better said than counted wrong."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    dtype: str
-    dims: tuple[int, ...]
-    in_memory: bool  # False where it lives in the chip's own fast memory
-
-    @property
-    def bytes(self) -> float:
-        return math.prod(self.dims) * _BYTES.get(self.dtype, 0)
-
-    @property
-    def moved(self) -> float:
-        return self.bytes if self.in_memory else 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    name: str
-    opcode: str
-    arrays: tuple[Array, ...]
-    operands: tuple[str, ...]
-    text: str
-    is_root: bool
-
-    def attribute(self, name: str) -> str | None:
-        found = re.search(rf"[ ,]{name}=(%[\w.\-]+)", self.text)
-        return found and found.group(1)
-
-    @property
-    def called(self) -> tuple[str, ...]:
-        names = (self.attribute("calls"), self.attribute("to_apply"))
-        branches = re.search(r"branch_computations=\{([^}]*)\}", self.text)
-        return tuple(n for n in names if n) + tuple(branches.group(1).split(", ") if branches else ())
 
 
 @dataclasses.dataclass
@@ -112,68 +63,6 @@ Sends = dict[tuple[str, str], tuple[float, float]]
 def _count(sends: Sends, kind: str, operands: str, times: float, sent: float) -> None:
     before = sends.get((kind, operands), (0.0, 0.0))
     sends[kind, operands] = (before[0] + times, before[1] + sent)
-
-
-def _arrays(text: str) -> tuple[Array, ...]:
-    found = []
-    for dtype, dims, layout in _SHAPE.findall(text):
-        in_memory = "S(" not in layout
-        found.append(Array(dtype, tuple(int(d) for d in dims.split(",") if d), in_memory))
-    return tuple(found)
-
-
-def _operands(text: str) -> tuple[str, ...]:
-    """The names between the brackets that open at the start of `text`."""
-    depth = end = 0
-    for end, character in enumerate(text):  # noqa: B007 - `end` is what is looked for
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if depth == 0:
-            break
-    return tuple(re.findall(r"%[\w.\-]+(?:#\d+)?", text[: end + 1]))
-
-
-def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Computations by name, each its instructions by name, and the name of the entry."""
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, body, pending = "", None, []
-
-    def finish():
-        if not pending:
-            return
-        is_root, name, rest = _INSTRUCTION.match("\n".join(pending)).groups()
-        opcode = _OPCODE.search(" " + rest)
-        shape, tail = rest[: opcode.start()], rest[opcode.end() - 2 :]
-        body[name] = Instruction(
-            name, opcode.group(1), _arrays(shape), _operands(tail), rest[opcode.start() :], bool(is_root)
-        )
-        pending.clear()
-
-    for line in text.splitlines():
-        head = _HEAD.match(line)
-        if head:
-            body = computations.setdefault(head.group(1), {})
-            entry = head.group(1) if line.startswith("ENTRY") else entry
-        elif line == "}":
-            finish()
-        elif _INSTRUCTION.match(line) and body is not None:
-            finish()
-            pending.append(line)
-        elif pending:
-            pending.append(line)
-    if not entry:
-        raise HloError("the text holds no entry computation")
-    for body in computations.values():
-        _name_elements(body)
-    return computations, entry
-
-
-def _name_elements(body: dict[str, Instruction]) -> None:
-    """From JAX 0.12 on the text has no get-tuple-element: `%x#1` among the operands is element 1 of %x."""
-    for name in {x for i in body.values() for x in i.operands if "#" in x}:
-        whole, index = name.split("#")
-        text = f"get-tuple-element({whole}), index={index}"
-        element = body[whole].arrays[int(index) : int(index) + 1]
-        body[name] = Instruction(name, "get-tuple-element", element, (whole,), text, False)
 
 
 class Program:
@@ -237,7 +126,7 @@ class Program:
     def _add_collective(self, total, kind, i, body, in_fusion: bool = False) -> None:
         given = [a for name in i.operands for a in body[name].arrays]
         size = sum(a.bytes for a in given)
-        devices = _group_size(i.text)
+        devices = group_size(i.text)
         share = (devices - 1) / devices if devices else 1.0
         factor = {"all-gather": devices, "all-reduce": 2, "collective-permute": 1 / share if share else 0}
         sent = size * share * factor.get(kind, 1)
@@ -258,7 +147,7 @@ class Program:
             # Where the ring leaves a slice: one chip sends, with the way of all chips of its host.
             sent = given.bytes / self._chips_a_host
         else:
-            slices = _slices(i.text)
+            slices = slice_count(i.text)
             factor = {"all-reduce": 2 / slices, "all-gather": 1.0, "reduce-scatter": 1 / slices}
             factor["all-to-all"] = factor["reduce-scatter"]
             if kind not in factor:
@@ -276,11 +165,11 @@ class Program:
         start = limit = None
         if root.opcode == "compare" and "direction=LT" in root.text:
             counter, bound = (condition[name] for name in root.operands)
-            limit = _constant(bound)
+            limit = constant(bound)
             index = re.search(r"index=(\d+)", counter.text)
             carried = body[i.operands[0]]
             if index and carried.opcode == "tuple":
-                start = _constant(_through_copies(body[carried.operands[int(index.group(1))]], body))
+                start = constant(through_copies(body[carried.operands[int(index.group(1))]], body))
         if start is None or limit is None:
             raise HloError(f"cannot tell how often the loop {i.name} runs")
         return max(limit - start, 0)
@@ -355,7 +244,7 @@ class Program:
         roots = [body[x] for x in root.operands] if root.opcode == "tuple" else [root]
         total = 0.0
         for root, out in zip(roots, i.arrays, strict=False):
-            j = _through_copies(root, body, ("bitcast",))
+            j = through_copies(root, body, ("bitcast",))
             if self._stage(name) and j.opcode in ("parameter", *_COLLECTIVES):
                 continue  # handed on
             if j.opcode == "dynamic-update-slice":
@@ -368,102 +257,4 @@ class Program:
         if i.opcode == "fusion":
             inner = self.computations[i.attribute("calls")]
             return sum(self._flops(j, inner) for j in inner.values())
-        if i.opcode == "convolution":
-            return _convolution_flops(i, *(body[x].arrays[0] for x in i.operands))
-        if i.opcode == "dot":
-            left = body[i.operands[0]].arrays[0].dims
-            dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.text).group(1)
-            return 2 * math.prod(i.arrays[0].dims) * math.prod(left[int(d)] for d in dims.split(",") if d)
-        if i.opcode == "custom-call" and "splash_mha" in i.name:
-            return _splash_flops(i, body)
-        return 0.0
-
-
-def _constant(i: Instruction) -> int | None:
-    found = re.match(r"constant\((-?\d+)\)", i.text)
-    return int(found.group(1)) if found else None
-
-
-def _through_copies(
-    i: Instruction,
-    body: dict[str, Instruction],
-    copies: tuple[str, ...] = ("copy", "copy-done", "copy-start", "bitcast"),
-) -> Instruction:
-    """The instruction that made what another only hands on."""
-    while i.opcode in copies:
-        i = body[i.operands[0]]
-    return i
-
-
-def _group_size(text: str) -> int:
-    """Devices that take part together in a collective; 0 where each sends to one other."""
-    pairs = re.search(r"source_target_pairs=", text)
-    if pairs:
-        return 0
-    groups = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
-    if groups:
-        return len(groups.group(1).split(","))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", text)
-    if iota:
-        return int(iota.group(2))
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
-    if mesh:
-        sizes = dict(pair.split("=") for pair in mesh.group(1).split(","))
-        return math.prod(int(sizes[axis.strip()]) for axis in mesh.group(2).split(","))
-    raise HloError(f"cannot tell which devices take part in {text[:80]}")
-
-
-def _slices(text: str) -> int:
-    """Slices that take part together in a transfer: those of "{1,2}x{0:3}", slices by chips."""
-    found = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', text)
-    if not found:
-        raise HloError(f"cannot tell which slices take part in {text[:80]}")
-    ends = [[int(x) for x in part.split(":")] for part in found.group(1).split(",")]
-    return sum(part[-1] - part[0] + 1 for part in ends)
-
-
-def _convolution_flops(i: Instruction, left: Array, right: Array) -> float:
-    """Two for each product of an input with a kernel element. The TPU writes every matrix product as a
-    convolution, a batched one with dilation, so that most of the pairs it names are of padding."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.text)
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", i.text) or [""])[0][8:-1]))
-    inputs, kernel, outputs = labels.groups()
-    split = lambda name, default, n: (
-        [int(v) for v in window[name].split("x")] if name in window else [default] * n
-    )
-    spatial = sorted(c for c in outputs if c.isdigit())
-    n = len(spatial)
-    sizes, strides = split("size", 1, n), split("stride", 1, n)
-    spread, holes = split("lhs_dilate", 1, n), split("rhs_dilate", 1, n)
-    pads = [int(p.split("_")[0]) for p in window["pad"].split("x")] if "pad" in window else [0] * n
-    pairs = 1
-    for k, label in enumerate(spatial):
-        size, there = left.dims[inputs.index(label)], i.arrays[0].dims[outputs.index(label)]
-        pairs *= _valid_pairs(size, there, sizes[k], strides[k], spread[k], holes[k], pads[k])
-    batch = i.arrays[0].dims[outputs.index("b")]
-    features = i.arrays[0].dims[outputs.index("f")]
-    return 2.0 * batch * features * right.dims[kernel.index("i")] * pairs
-
-
-@functools.cache
-def _valid_pairs(size: int, outputs: int, kernel: int, stride: int, spread: int, holes: int, pad: int) -> int:
-    """(output, kernel) positions along one axis that meet an input element, not padding nor a gap."""
-    total = 0
-    for k in range(kernel):
-        for o in range(outputs):
-            place = o * stride + k * holes - pad
-            total += place >= 0 and place % spread == 0 and place // spread < size
-    return total
-
-
-def _splash_flops(i: Instruction, body: dict[str, Instruction]) -> float:
-    """Two products of [L, A] by [A, L] forward; backward three for the queries, four for keys and
-    values, the logits computed again in each, or five where one kernel does both."""
-    given = [body[x].arrays[0] for x in i.operands]
-    # Masks and segments are integers; queries come before keys and values.
-    queries = next(a.dims for a in given if a.dtype[0] in "bf" and len(a.dims) >= 3)
-    products = 3 if "_dq" in i.name else 4 if "_dkv" in i.name else 2
-    if "_dkv" in i.name and re.search(r'use_fused_bwd_kernel\\?": true', i.text):
-        products = 5
-    *batch, length, size = queries
-    return 2.0 * products * math.prod(batch) * length * length * size
+        return flops_of(i, body)
