@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jepa_jax.hlo import HloError, Program
 from jepa_jax.hlo.flops import _valid_pairs
+from jepa_jax.hlo.text import group_size
 from jepa_jax.sharding import make_mesh
 
 N, LAYERS = 64, 7
@@ -256,3 +257,17 @@ def test_elements_of_tuples_may_be_named_in_short(text):
         short = re.sub(rf"{name}(?=[,)])", f"{whole}#{index}", short)
     assert short.count("#") >= 4
     assert Program(short).cost() == Program(text).cost()
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "{{0,1,2},{3,4,5}}",
+        "[2,3]<=[6]",
+        "mesh['a'=2,'b'=3] {'b'}",
+        # As libtpu 0.0.42 writes it, the one that JAX 0.10.2 asks for.
+        "mesh['a'=1,'b'=3,'c'=2], device_ids=([2,3]T(1,0)) {'b'}",
+    ],
+)
+def test_every_way_to_write_groups_is_read(groups):
+    assert group_size(f"all-reduce(%x), channel_id=3, replica_groups={groups}, to_apply=%sum") == 3

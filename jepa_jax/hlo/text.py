@@ -143,7 +143,7 @@ def group_size(text: str) -> int:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", text)
     if iota:
         return int(iota.group(2))
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? \{([^}]*)\}", text)
     if mesh:
         sizes = dict(pair.split("=") for pair in mesh.group(1).split(","))
         return math.prod(int(sizes[axis.strip()]) for axis in mesh.group(2).split(","))
