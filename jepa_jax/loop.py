@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from jepa_jax.places import is_local, write_whole
 from jepa_jax.sharding import shard_global_batch
 from jepa_jax.state import TrainState, to_items
 
+logger = logging.getLogger(__name__)
 # Seconds in which a signal that comes again is the same one.
 _AT_ONCE = 0.3
 
@@ -127,6 +130,24 @@ def run_steps(
         saved = f"saved step {step}" if step in checkpointer.steps() else f"step {step} could not be saved"
         distributed.tell(f"\n{signal.Signals(stop.signal).name}: {saved}, stopping")
     return state, stop.signal
+
+
+def going_on(step: int, config, was: str, sources: str) -> None:
+    """Say at which step a run goes on, and whether it finds other data than it left.
+
+    Args:
+      was, sources: identity of the data then and now.
+    """
+    distributed.tell(f"resuming from step {step} of {config.steps}")
+    if was != sources:
+        logger.warning("the data has changed since step %d: its order is another from here on", step)
+
+
+def report_failure(error: Exception, workdir: epath.Path) -> int:
+    """Print why a training cannot go on and what is left of it; the exit status."""
+    kept = f"the last good checkpoint is in {workdir}" if begun(workdir) else "nothing had been saved yet"
+    print(f"error: {error}; {kept}", file=sys.stderr)
+    return 1
 
 
 def begun(workdir: epath.Path) -> bool:

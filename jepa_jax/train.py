@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
     restart_with_huge_pages()
 
 import contextlib
-import logging
 import sys
 from functools import partial
 
@@ -36,8 +35,6 @@ from jepa_jax.places import place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, draw_state, from_items, to_items
 from jepa_jax.step import jit_train_step
-
-logger = logging.getLogger(__name__)
 
 
 def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: epath.Path):
@@ -116,10 +113,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         else:
             start, items, data_state = restored
             state = from_items(items, config)
-            distributed.tell(f"resuming from step {start} of {config.steps}")
-            was = data_state["sources"]
-            if was != pipeline.identity(sources):
-                logger.warning("the data has changed since step %d: its order is another from here on", start)
+            loop.going_on(start, config, data_state["sources"], pipeline.identity(sources))
         if config.data.features:
             with flags.as_usage_errors(ValueError):
                 features.check_weights(config.data.features, sha256(state.frozen["x_encoder"]))
@@ -198,8 +192,7 @@ def main(arguments: list[str]) -> int:
         with distributed.ending_together(workdir):
             return train(config, workdir)
     except (NotFiniteError, TooManyBadRecordsError) as error:
-        print(f"error: {error}; the last good checkpoint is in {workdir}", file=sys.stderr)
-        return 1
+        return loop.report_failure(error, workdir)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
                 start, items, data_state = restored
                 decoder.check_weights(workdir, data_state, weights)
                 state = TrainState(trained=items["params"], frozen=nnx.State({}), **items["training"])
-                distributed.tell(f"resuming from step {start} of {config.steps}")
+                loop.going_on(start, config, data_state["sources"], pipeline.identity(sources))
         y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
         step_fn = functools.partial(_jitted_step, y_encoder=y_encoder, graphdef=graphdef, config=config)
         _, stopped_by = loop.run_steps(
@@ -251,8 +251,7 @@ def main(arguments: list[str]) -> int:
         with distributed.ending_together(workdir):
             return train(config, model, workdir)
     except (NotFiniteError, TooManyBadRecordsError) as error:
-        print(f"error: {error}; the last good checkpoint is in {workdir}", file=sys.stderr)
-        return 1
+        return loop.report_failure(error, workdir)
 
 
 if __name__ == "__main__":

@@ -125,3 +125,19 @@ def test_the_memory_of_an_evaluation_may_change_and_its_clips_may_not(tmp_path):
     fewer = dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, clips=3))
     with pytest.raises(flags.UsageError, match=r"eval\.clips is 1024 there, 3 now"):
         loop.check_workdir(fewer, tmp_path, train._FREE_TO_CHANGE)
+
+
+def test_what_is_left_of_a_failed_run_is_said(tmp_path, capsys):
+    assert loop.report_failure(ValueError("loss is nan at step 3"), tmp_path) == 1
+    assert capsys.readouterr().err == "error: loss is nan at step 3; nothing had been saved yet\n"
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    loop.report_failure(ValueError("loss is nan at step 3"), tmp_path)
+    assert capsys.readouterr().err.endswith(f"step 3; the last good checkpoint is in {tmp_path}\n")
+
+
+def test_going_on_with_other_data_is_said(caplog, capsys):
+    for sources, warnings in (("same", 0), ("other", 1)):
+        caplog.clear()
+        loop.going_on(4, run_config, "same", sources)
+        assert capsys.readouterr().out == f"resuming from step 4 of {run_config.steps}\n"
+        assert len(caplog.messages) == warnings

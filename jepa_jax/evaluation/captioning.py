@@ -31,7 +31,8 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.
     The weights of n-grams come from all the references, so a score depends on the whole set.
 
     Raises:
-      UsageError: pycocoevalcap is not installed, or there is one text alone, which always scores 0.
+      UsageError: pycocoevalcap is not installed, there is one text alone, which always scores 0, or no
+        reference has a word.
       ValueError: a text has no references.
     """
     try:
@@ -46,6 +47,8 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.
         raise ValueError("CIDEr of a text needs at least one reference")
     hypotheses = {i: [" ".join(words(text))] for i, text in enumerate(candidates)}
     truths = {i: [" ".join(words(text)) for text in texts] for i, texts in enumerate(references)}
+    if not any(text for texts in truths.values() for text in texts):
+        raise UsageError("CIDEr compares words, and the references have none")
     return Cider().compute_score(truths, hypotheses)[1]
 
 

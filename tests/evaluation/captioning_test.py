@@ -88,3 +88,8 @@ def test_one_clip_alone_has_no_weights():
 def test_a_text_without_references_is_an_error():
     with pytest.raises(ValueError, match="at least one reference"):
         cider(["a dog", "a cat"], [["a dog"], []])
+
+
+def test_references_without_a_word_are_an_error():
+    with pytest.raises(UsageError, match="have none"):
+        cider(["a dog", "a cat"], [["..."], ["!"]])
