@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from jepa_jax.config import CheckpointConfig
 from jepa_jax.errors import first_line
+from jepa_jax.places import is_local
 from jepa_jax.sharding import to_host
 
 logger = logging.getLogger(__name__)
@@ -90,10 +91,14 @@ class Checkpointer:
                 best_fn=score,
                 # Orbax's own `read_only` says so in three warnings each time.
                 create=not read_only,
-                cleanup_tmp_directories=not read_only,
+                # On a disk by `_clear`: where Orbax cannot remove something (a file that NFS holds), each
+                # of its saves fails for it.
+                cleanup_tmp_directories=not read_only and not is_local(directory),
                 enable_async_checkpointing=True,
             ),
         )
+        if not read_only:
+            self._clear()
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending."""
@@ -147,7 +152,7 @@ class Checkpointer:
         self._pending = None
 
     def _clear(self) -> None:
-        """Remove what failed saves left behind, as far as no thread of Orbax still writes there."""
+        """Remove what killed and failed saves left, as far as no thread of Orbax still writes there."""
         for leftover in self._directory.glob("*.orbax-checkpoint-tmp*") if jax.process_index() == 0 else []:
             with contextlib.suppress(Exception):
                 leftover.rmtree(missing_ok=True)

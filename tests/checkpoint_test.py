@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, fingerprint
 from jepa_jax.config import CheckpointConfig
@@ -216,6 +217,27 @@ def test_what_is_left_of_a_failed_save_and_cannot_be_removed_ends_no_training(tm
     checkpointer.close()
     assert (checkpointer.failed_saves, checkpointer.steps()) == (1, [2])
     assert [folder.name for folder in (tmp_path / "c").iterdir()] == ["2"]
+
+
+def test_what_a_killed_save_left_is_removed_and_what_cannot_be_is_no_hindrance(tmp_path, monkeypatch):
+    """As a file that NFS still holds: Orbax made each save fail for it."""
+    folder = tmp_path / "c"
+    config = CheckpointConfig(best_metric="loss")
+    for number in (1, 2):
+        (folder / f"{number}.orbax-checkpoint-tmp/params").mkdir(parents=True)
+    rmtree = type(epath.Path(folder)).rmtree
+
+    def held(path, *arguments, **options):
+        if path.name.startswith("2"):
+            raise OSError("Directory not empty")
+        rmtree(path, *arguments, **options)
+
+    monkeypatch.setattr(type(epath.Path(folder)), "rmtree", held)
+    checkpointer = Checkpointer(folder, config)
+    assert [file.name for file in folder.iterdir()] == ["2.orbax-checkpoint-tmp"]
+    checkpointer.save(3, items(0), {}, {"loss": 1.0})
+    checkpointer.close()
+    assert (checkpointer.failed_saves, checkpointer.steps()) == (0, [3])
 
 
 def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(small_disk, caplog):
