@@ -1,0 +1,87 @@
+"""Spans of videos as a build stores them: cut, not encoded again, and the same frames."""
+
+import io
+import pathlib
+
+import av
+import numpy as np
+import pytest
+from etils import epath
+
+from jepa_jax.data.build.spans import cut_span
+from jepa_jax.data.decode import read_frames
+from jepa_jax.data.records import Media
+from tests.data import clips
+
+
+def make_video(path: pathlib.Path, codec: str, frames: int = 90, size: tuple[int, int] = (64, 48)) -> None:
+    """A moving texture at 30 frames a second, a keyframe every 15, frames in another order than shown
+    where the codec has that."""
+    texture = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
+    texture = texture.repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", 15
+        if codec in ("libx264", "mpeg4"):
+            stream.codec_context.max_b_frames = 2
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.roll(texture, i, axis=1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def shown(content, start: float, end: float) -> list[tuple[float, bytes]]:
+    """Time from `start` and pixels of the frames first shown in a span, all decoded in order."""
+    with av.open(io.BytesIO(content)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        first = min(frame.pts for frame in frames)
+        times = [float((frame.pts - first) * stream.time_base) for frame in frames]
+        return [
+            (round(time - start, 4), frame.to_ndarray(format="rgb24").tobytes())
+            for time, frame in zip(times, frames, strict=True)
+            if start - 1e-3 <= time < end - 1e-3
+        ]
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("libx264", "mp4"), ("libx264", "ts"), ("mpeg4", "mkv"), ("libvpx", "webm")]
+)
+def test_a_span_is_cut_without_encoding_it_again(tmp_path, codec, suffix):
+    path = tmp_path / f"long.{suffix}"
+    make_video(path, codec)
+    content = path.read_bytes()
+    for start, end in ((0.0, 0.4), (0.7, 1.2), (1.0, 1.5), (1.49, 1.51), (2.6, 9.0)):
+        for original in (content, epath.Path(path)):
+            cut = cut_span(Media(content=original, kind="video", start=start, end=end), 2**20)
+            assert len(cut.content) < 0.7 * len(content)
+            assert cut.end - cut.start == pytest.approx(end - start)
+            found = shown(cut.content, cut.start, cut.end)
+            assert found == shown(content, start, end)
+            assert found or end - start < 1 / 30
+
+
+@pytest.mark.parametrize("kind", [{}, {"codec": "mpeg4"}, {"container": "webm", "codec": "libvpx"}])
+def test_the_last_frame_of_a_cut_is_on_show_as_long_as_it_was(kind):
+    times = [40 * i + 20 * (i > 7) + 1000 * (i > 11) for i in range(40)]
+    media = Media(content=clips.clip(40, times=times, **kind), start=0.2, end=0.7)  # 5 to 11, to 1.5 s
+    options = {"resize": None, "crop": clips.HEIGHT, "name": "a", "limits": clips.LIMITS}
+    cut = cut_span(media, 2**24)
+    assert len(cut.content) < len(media.content)
+    found = [clips.numbers(read_frames(m, 9, **options)) for m in (media, cut)]
+    assert found[0] == found[1] == [6, 9, *[11] * 7]
+
+
+def test_a_video_whose_packets_say_no_times_is_stored_whole():
+    content = clips.clip(container="avi", codec="mpeg4", max_b_frames=2)
+    assert cut_span(Media(content=content, start=1.0, end=1.2), 2**24) is None
+
+
+def test_a_span_without_an_end_goes_to_the_end(tmp_path):
+    make_video(tmp_path / "long.mp4", "libx264")
+    content = (tmp_path / "long.mp4").read_bytes()
+    cut = cut_span(Media(content=content, start=2.3), 2**20)
+    assert cut.end is None
+    assert shown(cut.content, cut.start, 99) == shown(content, 2.3, 99)
+    assert len(shown(content, 2.3, 99)) == 21
+    assert cut_span(Media(content=content, start=2.3), len(cut.content) // 2) is None
