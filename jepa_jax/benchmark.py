@@ -58,7 +58,7 @@ def peak(devices: list[jax.Device]) -> tuple[float | None, str]:
     chip = chip_of(kind)
     if chip is None:
         return None, f"no published figure at hand for {kind!r}"
-    return chip.flops * len(devices), f"{chip.name}, bfloat16, {chip.source}"
+    return chip.flops / chip.devices * len(devices), f"{chip.name}, bfloat16, {chip.source}"
 
 
 def open_batches(config: Config, mesh: jax.sharding.Mesh, wanted: bool) -> tuple[Iterator, str]:

@@ -15,10 +15,12 @@ class Chip:
       flops: dense bfloat16 FLOP/s at peak.
       hbm_bytes: memory.
       hbm_bandwidth: bytes/s between chip and memory.
-      link_bandwidth: bytes/s to other chips, all links together (ICI on TPUs, NVLink on GPUs).
+      link_bandwidth: bytes/s sent to other chips, all links together (ICI on TPUs, NVLink on GPUs): of a
+        figure that counts both ways together, half.
       source: address of the data sheet.
       slice_bandwidth: bytes/s a chip to other slices of TPUs, over the data centre's network (DCN); None
         where the data sheet does not say.
+      devices: that JAX makes of a chip. Each has an equal share of all of the above.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Chip:
     link_bandwidth: float
     source: str
     slice_bandwidth: float | None = None
+    devices: int = 1
 
 
 CHIPS = (
@@ -73,12 +76,23 @@ CHIPS = (
         slice_bandwidth=25.6e12 / 256 / 8,  # 25.6 Tbit/s
     ),
     Chip(
+        name="TPU7x",
+        device_kinds=("TPU7x",),
+        flops=2307e12,
+        hbm_bytes=192 * _GIB,
+        hbm_bandwidth=7380e9,
+        link_bandwidth=1200e9 / 2,
+        source="https://docs.cloud.google.com/tpu/docs/tpu7x",
+        slice_bandwidth=100e9 / 8,
+        devices=2,
+    ),
+    Chip(
         name="A100 40GB",
         device_kinds=("NVIDIA A100-SXM4-40GB",),
         flops=312e12,
         hbm_bytes=40 * _GIB,
         hbm_bandwidth=1555e9,
-        link_bandwidth=600e9,
+        link_bandwidth=600e9 / 2,
         source="https://www.nvidia.com/en-us/data-center/a100/",
     ),
     Chip(
@@ -87,7 +101,7 @@ CHIPS = (
         flops=312e12,
         hbm_bytes=80 * _GIB,
         hbm_bandwidth=2039e9,
-        link_bandwidth=600e9,
+        link_bandwidth=600e9 / 2,
         source="https://www.nvidia.com/en-us/data-center/a100/",
     ),
     Chip(
@@ -97,7 +111,7 @@ CHIPS = (
         flops=989.5e12,
         hbm_bytes=80 * _GIB,
         hbm_bandwidth=3350e9,
-        link_bandwidth=900e9,
+        link_bandwidth=900e9 / 2,
         source="https://www.nvidia.com/en-us/data-center/h100/",
     ),
     Chip(
@@ -106,8 +120,18 @@ CHIPS = (
         flops=989.5e12,  # as above
         hbm_bytes=141 * _GIB,
         hbm_bandwidth=4800e9,
-        link_bandwidth=900e9,
+        link_bandwidth=900e9 / 2,
         source="https://www.nvidia.com/en-us/data-center/h200/",
+    ),
+    Chip(
+        name="B200",
+        device_kinds=("NVIDIA B200",),
+        # The sheet is of eight together, FP8 at twice this.
+        flops=2250e12,
+        hbm_bytes=180 * _GIB,
+        hbm_bandwidth=8000e9,
+        link_bandwidth=1800e9 / 2,
+        source="https://www.nvidia.com/en-us/data-center/dgx-b200/",
     ),
 )
 

@@ -49,7 +49,7 @@ from jepa_jax.step import abstract_batch, jit_train_step
 
 
 class DoesNotFitError(Exception):
-    """The compiler found no plan within the chip's memory; `needed` is what its best takes, in bytes."""
+    """The compiler found no plan within a device's memory; `needed` is what its best takes, in bytes."""
 
     def __init__(self, needed: float):
         super().__init__(f"{needed / 1e9:.1f} GB")
@@ -61,8 +61,8 @@ class Compiled:
     """A step compiled for a topology.
 
     Attributes:
-      memory: bytes on a chip by kind; `total` is what they take together at the worst moment.
-      cost: what one step does on one chip.
+      memory: bytes on a device by kind; `total` is what they take together at the worst moment.
+      cost: what one step does on one device.
       seconds: that the compiler took.
     """
 
@@ -107,6 +107,15 @@ def _shard_bytes(tree) -> float:
     return sum(size(x) for x in jax.tree.leaves(tree))
 
 
+def compile_to_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """A program compiled, and its optimised text: of some for v5p and TPU7x the compiler's own dump alone
+    has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=dump)
+        return compiled, next(pathlib.Path(folder).glob("*.after_optimizations.txt")).read_text()
+
+
 def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Compiled:
     """The training step of a run, as the run itself would compile it.
 
@@ -114,34 +123,31 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
       lengths: (query, target) tokens of the batch.
 
     Raises:
-      DoesNotFitError: it does not fit the chip's memory.
+      DoesNotFitError: it does not fit a device's memory.
       ValueError: the batch does not divide over the devices, they form no mesh, or the compiler fails.
     """
     try:
         mesh = make_mesh(config.fsdp, devices)
     except AssertionError as error:  # how JAX says it
-        raise ValueError(f"the first {len(devices)} chips fill no rectangle of the topology") from error
+        raise ValueError(f"the first {len(devices)} devices fill no rectangle of the topology") from error
     if config.batch_size % (mesh.size * config.micro_batches):
         raise ValueError(
-            f"batch_size={config.batch_size} is not a multiple of {mesh.size} chips times "
+            f"batch_size={config.batch_size} is not a multiple of {mesh.size} devices times "
             f"micro_batches={config.micro_batches}"
         )
     start = time.perf_counter()
-    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+    with jax.set_mesh(mesh):
         graphdef, template = abstract_state(config, mesh)
         batch = abstract_batch(config, lengths, mesh)
         lowered = jit_train_step(template).lower(template, batch, graphdef=graphdef, config=config)
-        # The text of some programs for v5p can be had from the compiler's own dump alone.
-        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lowered.compile(compiler_options=dump)
+            compiled, text = compile_to_text(lowered)
         except jax.errors.JaxRuntimeError as error:
             used = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", str(error))
             if used is None:
                 raise ValueError(f"the TPU's compiler cannot do this step: {error}") from error
             power = "KMGT".index(used.group(2)) + 1
             raise DoesNotFitError(float(used.group(1)) * 1024**power) from error
-        text = next(pathlib.Path(folder).glob("*.after_optimizations.txt")).read_text()
     found = compiled.memory_analysis()
     arguments = {
         "trained parameters": _shard_bytes(template.trained),
@@ -171,8 +177,9 @@ def smallest_that_fits(
     the middle of those left but what the last two say of a part that stays and a part that is divided.
 
     Args:
-      needed: bytes a chip of the step with `config.micro_batches`, which does not fit.
+      needed: bytes a device of the step with `config.micro_batches`, which does not fit.
     """
+    memory = chip.hbm_bytes / chip.devices
     clips = config.batch_size // len(devices)
     candidates = [k for k in range(config.micro_batches + 1, clips + 1) if clips % k == 0]
     best = None
@@ -181,7 +188,7 @@ def smallest_that_fits(
     while candidates:
         (k1, bytes1), (k2, bytes2) = tried[-2:]
         divided = (bytes2 - bytes1) / (1 / k2 - 1 / k1)
-        room = chip.hbm_bytes - (bytes2 - divided / k2)
+        room = memory - (bytes2 - divided / k2)
         guess = divided / room if room > 0 else math.inf
         place = min(bisect.bisect_left(candidates, guess), len(candidates) - 1)
         pieces = candidates[place]
@@ -190,10 +197,10 @@ def smallest_that_fits(
             needed = compiled.memory["total"]
         except DoesNotFitError as error:
             compiled, needed = None, error.needed
-        print(f"micro_batches={pieces} takes {needed / 1e9:.1f} GB", file=sys.stderr)
+        print(f"micro_batches={pieces} takes {needed * chip.devices / 1e9:.1f} GB a chip", file=sys.stderr)
         tried.append((pieces, needed))
         # The compiler keeps a little of the memory to itself: it may refuse what the chip would hold.
-        if compiled is None or needed > chip.hbm_bytes:
+        if compiled is None or needed > memory:
             candidates = candidates[place + 1 :]
         else:
             best, candidates = (pieces, compiled), candidates[:place]
@@ -202,9 +209,11 @@ def smallest_that_fits(
 
 def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], compiled: Compiled) -> dict:
     """All figures of a compiled step, ready for JSON: bytes, FLOPs and seconds are of one chip and step."""
-    cost = compiled.cost
+    cost, chips = Cost(), len(devices) // chip.devices
+    cost.add(compiled.cost, chip.devices)
+    memory = {name: value * chip.devices for name, value in compiled.memory.items()}
     useful = model_flops(config, *lengths)
-    clips = config.batch_size / len(devices)
+    clips = config.batch_size / chips
     bounds = {
         "compute": cost.flops / chip.flops,
         "memory": cost.memory_bytes / chip.hbm_bandwidth,
@@ -220,14 +229,14 @@ def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], 
         )
     ]
     return {
-        "chips": len(devices),
+        "chips": chips,
         "chip": dataclasses.asdict(chip),
         "batch_size": config.batch_size,
         "micro_batches": config.micro_batches,
         "query_length": lengths[0],
         "target_length": lengths[1],
-        "memory_bytes": compiled.memory,
-        "memory_free_fraction": 1 - compiled.memory["total"] / chip.hbm_bytes,
+        "memory_bytes": memory,
+        "memory_free_fraction": 1 - memory["total"] / chip.hbm_bytes,
         "flops": cost.flops,
         "model_flops": sum(useful.values()) * clips,
         "model_flops_by_part": {name: value * clips for name, value in useful.items()},
@@ -247,7 +256,8 @@ def print_report(found: dict[str, Any]) -> None:
     """The figures as a table."""
     gb = lambda value: f"{value / 1e9:10.3f} GB"
     chip, bounds = found["chip"], found["bound_seconds"]
-    print(f"\n{found['chips']} chips of {chip['name']} ({chip['source']})")
+    plural = "s" * (found["chips"] > 1)
+    print(f"\n{found['chips']} chip{plural} of {chip['name']} ({chip['source']})")
     print(
         f"batch {found['batch_size']:,} in {found['micro_batches']} piece(s), texts of "
         f"{found['query_length']} and {found['target_length']} tokens; compiled in "
@@ -306,9 +316,10 @@ def main(arguments: list[str]) -> int:
     frames = max(dataset.frames for dataset in config.data.datasets)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, frames=frames))
     devices, chip = open_topology(values.topology, values.slices)
-    if (values.chips or 1) > len(devices):
-        raise flags.UsageError(f"--chips={values.chips}: {values.topology} has {len(devices)}")
-    devices = devices[: values.chips]
+    chips = len(devices) // chip.devices
+    if (values.chips or 1) > chips:
+        raise flags.UsageError(f"--chips={values.chips}: {values.topology} has {chips}")
+    devices = devices[: (values.chips or chips) * chip.devices]
     fits = True
     with flags.as_usage_errors(ValueError):
         try:
@@ -316,11 +327,11 @@ def main(arguments: list[str]) -> int:
             needed = compiled.memory["total"]
         except DoesNotFitError as error:
             compiled, needed = None, error.needed
-        if compiled is None or needed > chip.hbm_bytes:
+        if compiled is None or needed > chip.hbm_bytes / chip.devices:
             fits = False
             print(
-                f"{config.name} does not fit {values.topology}: {needed / 1e9:.1f} GB a chip of "
-                f"{chip.hbm_bytes / 1e9:.0f}; looking for the smallest micro_batches that does",
+                f"{config.name} does not fit {values.topology}: {needed * chip.devices / 1e9:.1f} GB a chip "
+                f"of {chip.hbm_bytes / 1e9:.0f}; looking for the smallest micro_batches that does",
                 file=sys.stderr,
             )
             found = smallest_that_fits(config, devices, lengths, chip, needed)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -143,6 +144,17 @@ def test_what_the_assembly_lacks_is_said_by_its_worker(tmp_path, capsys):
     lacking = ["--config.fsdp=1", "--config.loss.objective=sigmoid"]
     assert flags.run(benchmark.main, [*given, "--part=y_encoder", *lacking]) == 2
     assert "InfoNCE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops"), [("TPU v6 lite", 918e12), ("TPU7x", 2307e12 / 2), ("one of tomorrow", None)]
+)
+def test_the_peak_is_that_of_all_devices_together(kind, flops):
+    """Two devices are a chip of TPU7x."""
+    device = types.SimpleNamespace(device_kind=kind, platform="tpu")
+    found, source = benchmark.peak([device] * 8)
+    assert found == (flops and 8 * flops)
+    assert kind in source or "https://" in source
 
 
 def test_synthetic_batches_have_the_pipeline_s_form(tmp_path):

@@ -12,9 +12,11 @@ from jepa_jax.chips import CHIPS, chip_of
         ("TPU v5 lite", "TPU v5e"),
         ("TPU v5", "TPU v5p"),
         ("TPU v6 lite", "TPU v6e"),
+        ("TPU7x", "TPU7x"),
         ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
         ("NVIDIA H100 80GB HBM3", "H100 SXM"),
         ("NVIDIA H200", "H200 SXM"),
+        ("NVIDIA B200", "B200"),
     ],
 )
 def test_a_kind_as_jax_reports_it_finds_its_chip(kind, name):

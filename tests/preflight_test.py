@@ -181,11 +181,47 @@ def test_what_goes_from_slice_to_slice_is_counted():
     preflight.print_report(found | {"memory_bytes": {}})
 
 
-def test_a_device_of_every_chip_that_is_listed_is_a_chip():
-    """The compiler's default for v4 is a device a core, as no machine shows them."""
-    devices, chip = preflight.open_topology("v4:2x2x1")
-    assert (len(devices), chip.name) == (4, "TPU v4")
-    preflight.make_mesh(2, devices)
+def test_devices_and_chips():
+    """The compiler's default for v4 is a device a core, as no machine shows them; of TPU7x machines do."""
+    for name, count, devices_a_chip in (("v4:2x2x1", 4, 1), ("tpu7x:2x2x1", 8, 2)):
+        devices, chip = preflight.open_topology(name)
+        assert (len(devices), chip.devices) == (count, devices_a_chip)
+        preflight.make_mesh(2, devices)
+
+
+def gather_and_sum(topology: str):
+    """Over pairs and over all of eight devices, compiled; for a TPU7x its SparseCores do both."""
+    devices, chip = preflight.open_topology(topology)
+    mesh = preflight.make_mesh(2, devices)
+    rows = PartitionSpec(mesh.axis_names)
+
+    def on_a_device(x):
+        return jax.lax.psum(jax.lax.all_gather(x, "fsdp") @ jax.numpy.ones((128, 256)), mesh.axis_names)
+
+    function = jax.shard_map(
+        on_a_device, mesh=mesh, in_specs=rows, out_specs=PartitionSpec(), check_vma=False
+    )
+    x = jax.ShapeDtypeStruct((8 * 512, 128), "float32", sharding=NamedSharding(mesh, rows))
+    return devices, chip, preflight.compile_to_text(jax.jit(function).lower(x))[1]
+
+
+def test_of_a_chip_with_two_devices_both_count():
+    _, _, text = gather_and_sum("v5e:2x4")
+    one = Program(text).cost()
+    devices, chip, text = gather_and_sum("tpu7x:2x2x1")
+    assert "sparsecore" in text
+    cost = Program(text).cost()
+    assert cost.by_kind() == one.by_kind()
+    assert cost.flops == one.flops > 0
+    compiled = preflight.Compiled({"total": 3e9}, cost, 0.0)
+    found = preflight.report(tiny, devices, chip, LENGTHS, compiled)
+    assert (found["chips"], found["memory_bytes"]["total"]) == (4, 6e9)
+    assert found["flops"] == 2 * cost.flops
+    assert found["memory_traffic_bytes"] == 2 * cost.memory_bytes
+    assert sum(row["bytes"] for row in found["collectives"]) == 2 * cost.network_bytes
+    assert found["bound_seconds"]["network"] == 2 * cost.network_bytes / chip.link_bandwidth
+    worst = max(found["bound_seconds"].values())
+    assert found["samples_per_second_per_chip"] == pytest.approx(tiny.batch_size / 4 / worst)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +230,9 @@ def test_a_device_of_every_chip_that_is_listed_is_a_chip():
         (["--topology=v5p:5x7"], "no topology that libtpu knows"),
         (["--topology=abacus:2x2"], "no topology that libtpu knows"),
         (["--topology=v5e:2x2", "--bucket=7"], "--bucket=7: data.length_buckets has 2"),
-        (["--topology=v5e:4x4"], "batch_size=8 is not a multiple of 16 chips times micro_batches=1"),
+        (["--topology=v5e:4x4"], "batch_size=8 is not a multiple of 16 devices times micro_batches=1"),
         (["--topology=v5e:2x2", "--config.fsdp=8"], "fsdp=8 does not divide the 4 devices"),
-        (["--topology=v5e:2x4", "--chips=3", "--config.fsdp=1"], "the first 3 chips fill no rectangle"),
+        (["--topology=v5e:2x4", "--chips=3", "--config.fsdp=1"], "the first 3 devices fill no rectangle"),
         (["--topology=v5e:2x2", "--chips=5"], "--chips=5: v5e:2x2 has 4"),
     ],
 )

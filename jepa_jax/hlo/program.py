@@ -99,7 +99,8 @@ class Program:
             branches = [self._cost(name) for name in i.called]
             total.add(max(branches, key=lambda c: (c.flops, c.memory_bytes)))
             return
-        if i.opcode in ("call", "async-start"):
+        # A custom call that names computations: what a TPU7x hands to its SparseCores.
+        if i.opcode in ("call", "async-start") or (i.opcode == "custom-call" and i.called):
             for name in i.called:
                 total.add(self._cost(name))
             return

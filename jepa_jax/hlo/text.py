@@ -49,8 +49,8 @@ class Instruction:
     @property
     def called(self) -> tuple[str, ...]:
         names = (self.attribute("calls"), self.attribute("to_apply"))
-        branches = re.search(r"branch_computations=\{([^}]*)\}", self.text)
-        return tuple(n for n in names if n) + tuple(branches.group(1).split(", ") if branches else ())
+        listed = re.search(r"(?:branch|called)_computations=\{([^}]*)\}", self.text)
+        return tuple(n for n in names if n) + tuple(listed.group(1).split(", ") if listed else ())
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
@@ -92,7 +92,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         if head:
             body = computations.setdefault(head.group(1), {})
             entry = head.group(1) if line.startswith("ENTRY") else entry
-        elif line == "}":
+        elif re.match(r"\}(, execution_thread=.*)?$", line):  # not all of them are the main processor's
             finish()
         elif _INSTRUCTION.match(line) and body is not None:
             finish()
