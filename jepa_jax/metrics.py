@@ -145,20 +145,35 @@ class RunLog:
             self._spool.cleanup()
 
 
+# Terms of the objectives that a curve is drawn of, where a run's lines have them.
+_TERMS = {
+    "alignment": "--",
+    "uniformity": ":",
+    "invariance": "--",
+    "variance": ":",
+    "covariance": "-.",
+    "sigreg": ":",
+}
+
+
 def plot_loss(workdir: epath.Path) -> None:
-    """`loss.png`: loss, its two terms, and in-batch accuracy over steps, from metrics.jsonl."""
+    """`loss.png`: the loss and its terms over steps, and InfoNCE's in-batch accuracy, from metrics.jsonl."""
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
     if not rows:
         return
     steps = np.array([row["step"] for row in rows])
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, style in (("loss", "-"), ("alignment", "--"), ("uniformity", ":")):
-        left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, label=name)
-    left.set(xlabel="step", ylabel="nats", title="InfoNCE = alignment + uniformity")
+    info_nce = "accuracy" in rows[0]
+    figure = Figure(figsize=(10 if info_nce else 5, 3.6), layout="constrained")
+    left, *right = figure.subplots(1, 1 + info_nce, squeeze=False)[0]
+    for name, style in {"loss": "-", **_TERMS}.items():
+        if name in rows[0]:
+            left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, label=name)
+    left.set(xlabel="step", title="Loss and its terms")
     left.legend(frameon=False, loc="center right")
-    right.plot(steps, [100 * row["accuracy"] for row in rows], linewidth=1.0, color="tab:green")
-    right.set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
-    for axes in (left, right):
+    if info_nce:
+        left.set(ylabel="nats", title="InfoNCE = alignment + uniformity")
+        right[0].plot(steps, [100 * row["accuracy"] for row in rows], linewidth=1.0, color="tab:green")
+        right[0].set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
     save_figure(figure, workdir / "loss.png", dpi=120)

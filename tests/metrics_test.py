@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_jax import flags
+from jepa_jax import flags, metrics
 from jepa_jax.evaluate import format_table
 from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics
 from tests import tiny
@@ -56,6 +56,25 @@ def test_the_loss_curve_needs_a_line(tmp_path):
     run(tmp_path, 0, [2.0, 1.0], log_every=1)
     plot_loss(tmp_path)
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("terms", "curves"),
+    [
+        (("alignment", "uniformity", "accuracy"), 4),
+        (("alignment",), 2),  # sigmoid, cosine, l1, l2
+        (("invariance", "variance", "covariance"), 4),
+        (("invariance", "sigreg"), 3),
+    ],
+)
+def test_the_loss_curve_is_of_the_terms_that_the_objective_has(tmp_path, monkeypatch, terms, curves):
+    line = {"loss": 1.0, "temperature": 0.07, **dict.fromkeys(terms, 0.5)}
+    rows = [json.dumps({"step": step, **line}) + "\n" for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(rows))
+    drawn = []
+    monkeypatch.setattr(metrics, "save_figure", lambda figure, *_, **__: drawn.append(figure))
+    plot_loss(tmp_path)
+    assert sum(len(axes.lines) for axes in drawn[0].axes) == curves
 
 
 def test_the_table_shows_shares_as_percentages_and_ranks_as_ranks():
