@@ -194,16 +194,19 @@ def load_tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:
     """The query's and the target's tokenizer.
 
     Raises:
-      ValueError: a tokenizer needs more rows than its model's table has.
+      ValueError: a tokenizer needs more rows than its model's table has, or its special tokens more
+        positions than the last of `data.length_buckets`.
     """
     data, model = config.data, config.model
     query = Tokenizer(data.query_tokenizer, vocab_size=model.predictor.vocab_size)
     target = Tokenizer(data.target_tokenizer, data.target_prefix, model.y_encoder.vocab_size)
-    for tokenizer, part, vocab_size in (
-        (query, "model.predictor", model.predictor.vocab_size),
-        (target, "model.y_encoder", model.y_encoder.vocab_size),
+    for tokenizer, part, vocab_size, length in (
+        (query, "model.predictor", model.predictor.vocab_size, data.length_buckets[-1][0]),
+        (target, "model.y_encoder", model.y_encoder.vocab_size, data.length_buckets[-1][1]),
     ):
         _check_rows(tokenizer, part, vocab_size)
+        # Now, not in a thread: texts that fit no other bucket, and all that are embedded, come in this one.
+        tokenizer("", length)
     return query, target
 
 

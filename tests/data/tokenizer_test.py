@@ -309,3 +309,16 @@ def write_golden():
 
 if __name__ == "__main__":
     write_golden()
+
+
+def test_a_last_bucket_too_short_for_the_special_tokens_is_refused_at_the_start():
+    """As a query-free stage's of one position is, for a tokenizer that puts two around every text."""
+
+    def load(*buckets):
+        data = dataclasses.replace(tiny.data, length_buckets=buckets)
+        load_tokenizers(dataclasses.replace(tiny, data=data))
+
+    load((1, 8), (2, 8))  # nothing comes in the first
+    for buckets in ([(1, 8)], [(2, 1)]):
+        with pytest.raises(ValueError, match="too short for the tokenizer's special tokens"):
+            load(*buckets)
