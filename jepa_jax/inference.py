@@ -336,7 +336,7 @@ def find_run(path: epath.Path) -> tuple[epath.Path, int | None]:
     """The work directory and, where `path` is WORKDIR/checkpoints/STEP, the step.
 
     Raises:
-      UsageError: it is neither.
+      UsageError: it is neither, or the run has no checkpoint, or not of that step.
     """
     if path.name.isdigit() and path.parent.name == "checkpoints":
         workdir, step = path.parent.parent, int(path.name)
@@ -345,6 +345,13 @@ def find_run(path: epath.Path) -> tuple[epath.Path, int | None]:
     if not (workdir / "config.json").is_file() or not (workdir / "checkpoints").is_dir():
         raise flags.UsageError(
             f"{path} is neither a work directory of a run (it has no checkpoints) nor converted weights"
+        )
+    saved = sorted(int(x.name) for x in (workdir / "checkpoints").iterdir() if x.name.isdigit())
+    if not saved:
+        raise flags.UsageError(f"{workdir} has no checkpoint yet")
+    if step is not None and step not in saved:
+        raise flags.UsageError(
+            f"{workdir} has no checkpoint of step {step}: there are {', '.join(map(str, saved))}"
         )
     return workdir, step
 

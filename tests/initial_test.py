@@ -115,6 +115,18 @@ def test_a_folder_that_is_nothing_is_refused(tmp_path):
         open_initial(run(c.InitConfig(model=str(tmp_path))), make_mesh(1))
 
 
+def test_a_run_without_the_checkpoint_is_refused_before_anything_is_read(tmp_path):
+    """What comes out later finds the new run's work directory taken by a config that cannot start."""
+    (tmp_path / "config.json").write_text(config_to_json(tiny.run_config()))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UsageError, match="has no checkpoint yet"):
+        open_initial(run(c.InitConfig(model=str(tmp_path))), make_mesh(1))
+    for step in (3, 20):
+        (tmp_path / "checkpoints" / str(step)).mkdir()
+    with pytest.raises(UsageError, match="has no checkpoint of step 4: there are 3, 20"):
+        open_initial(run(c.InitConfig(model=str(tmp_path / "checkpoints" / "4"))), make_mesh(1))
+
+
 def test_a_whole_model_and_its_parts_together_are_refused():
     with pytest.raises(ValueError, match="name one or the other"):
         c.InitConfig(model="a", predictor="b")
