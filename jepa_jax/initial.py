@@ -75,6 +75,9 @@ class Initial:
             )
             _, params = restore_run(workdir, step, run_config(workdir), template)
             new = parts.flatten(params)
+        if not self.config.loss.learnable_temperature:
+            # A fixed one is the configuration's, not where an earlier stage's ended.
+            new.pop("log_logit_scale", None)
 
         def replaced(tree):
             names = list(parts.flatten(tree))

@@ -115,6 +115,17 @@ def test_a_folder_that_is_nothing_is_refused(tmp_path):
         open_initial(run(c.InitConfig(model=str(tmp_path))), make_mesh(1))
 
 
+@pytest.mark.parametrize(("learnable", "expected"), [(True, 3.0), (False, np.log(1 / 0.07))])
+def test_a_fixed_temperature_is_the_run_s_own(learnable, expected, tmp_path):
+    theirs = earlier_run() | {"log_logit_scale": np.float32(3.0)}
+    folder = write(tmp_path / "whole", theirs, "vl_jepa", tiny.run_config())
+    loss = c.LossConfig(learnable_temperature=learnable)
+    config = run(c.InitConfig(model=str(folder)), loss=loss)
+    state = open_initial(config, make_mesh(1)).apply(tiny.state(config)[1])
+    params = to_items(state)["params"]
+    np.testing.assert_allclose(params["log_logit_scale"][...], expected, rtol=1e-6)
+
+
 def test_a_run_without_the_checkpoint_is_refused_before_anything_is_read(tmp_path):
     """What comes out later finds the new run's work directory taken by a config that cannot start."""
     (tmp_path / "config.json").write_text(config_to_json(tiny.run_config()))

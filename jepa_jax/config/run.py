@@ -145,8 +145,9 @@ class InitConfig:
     """Where a new run's parameters come from; what is not named starts from random numbers.
 
     `x_encoder`, `predictor` and `y_encoder` are folders written by `python -m weights_conversion`.
-    `model` is a whole model, projections and temperature included: a converted one, or the work
-    directory (or WORKDIR/checkpoints/STEP) of an earlier run, as the next training stage takes it.
+    `model` is a whole model, projections and temperature (unless this run fixes its own) included: a
+    converted one, or the work directory (or WORKDIR/checkpoints/STEP) of an earlier run, as the next
+    training stage takes it.
     """
 
     x_encoder: str | None = None
