@@ -224,7 +224,7 @@ class Program:
         while frontier:
             x = frontier.pop()
             for user in users[x]:
-                if user.opcode == "bitcast":
+                if self._renames(user):
                     frontier.append(user.name)
                 elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == x:
                     total += sum(a.bytes for a in user.arrays)
@@ -238,6 +238,16 @@ class Program:
                     return size
         return min(total, size)
 
+    def _renames(self, i: Instruction) -> bool:
+        """Whether an instruction inside a fusion is what it is given under another shape or, as TPU7x has it,
+        another tiling, in a fusion of its own that is in place."""
+        if i.opcode == "bitcast":
+            return True
+        if i.opcode != "fusion" or "output_to_operand_aliasing" not in i.text:
+            return False
+        inner = self.computations[i.attribute("calls")].values()
+        return all(j.opcode in ("parameter", "copy", "bitcast") for j in inner)
+
     def _written(self, name: str, i: Instruction) -> float:
         """Bytes that a fusion writes: of an update in place only the update."""
         body = self.computations[name]
@@ -245,7 +255,9 @@ class Program:
         roots = [body[x] for x in root.operands] if root.opcode == "tuple" else [root]
         total = 0.0
         for root, out in zip(roots, i.arrays, strict=False):
-            j = through_copies(root, body, ("bitcast",))
+            j = root
+            while self._renames(j):
+                j = body[j.operands[0]]
             if self._stage(name) and j.opcode in ("parameter", *_COLLECTIVES):
                 continue  # handed on
             if j.opcode == "dynamic-update-slice":

@@ -121,13 +121,9 @@ def constant(i: Instruction) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def through_copies(
-    i: Instruction,
-    body: dict[str, Instruction],
-    copies: tuple[str, ...] = ("copy", "copy-done", "copy-start", "bitcast"),
-) -> Instruction:
+def through_copies(i: Instruction, body: dict[str, Instruction]) -> Instruction:
     """The instruction that made what another only hands on."""
-    while i.opcode in copies:
+    while i.opcode in ("copy", "copy-done", "copy-start", "bitcast"):
         i = body[i.operands[0]]
     return i
 
