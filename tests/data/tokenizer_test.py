@@ -298,19 +298,6 @@ def test_nobody_is_told_to_install_pytorch():
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-def write_golden():
-    rows = {}
-    for name in REAL:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(pathlib.Path(FOLDER) / name))
-        rows[name] = ",\n".join(f"    {tokenizer(text)['input_ids']}" for text in TEXTS)
-    families = ",\n".join(f'  "{name}": [\n{row}\n  ]' for name, row in rows.items())
-    GOLDEN.write_text(f"{{\n{families}\n}}\n")
-
-
-if __name__ == "__main__":
-    write_golden()
-
-
 def test_a_last_bucket_too_short_for_the_special_tokens_is_refused_at_the_start():
     """As a query-free stage's of one position is, for a tokenizer that puts two around every text."""
 
@@ -322,3 +309,16 @@ def test_a_last_bucket_too_short_for_the_special_tokens_is_refused_at_the_start(
     for buckets in ([(1, 8)], [(2, 1)]):
         with pytest.raises(ValueError, match="too short for the tokenizer's special tokens"):
             load(*buckets)
+
+
+def write_golden():
+    rows = {}
+    for name in REAL:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(pathlib.Path(FOLDER) / name))
+        rows[name] = ",\n".join(f"    {tokenizer(text)['input_ids']}" for text in TEXTS)
+    families = ",\n".join(f'  "{name}": [\n{row}\n  ]' for name, row in rows.items())
+    GOLDEN.write_text(f"{{\n{families}\n}}\n")
+
+
+if __name__ == "__main__":
+    write_golden()
