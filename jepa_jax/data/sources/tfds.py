@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,16 +15,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
-from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from jepa_jax.config import DatasetConfig, FieldMap
 from jepa_jax.data.emoji_motion import builder as _registers_the_default_dataset  # noqa: F401
 from jepa_jax.data.records import BadRecordError, Limits, Media, Pair, Record
+from jepa_jax.data.sources import tfds_description as description
 from jepa_jax.data.sources.fields import make_pairs, span_of
-from jepa_jax.data.sources.files import check_size
+from jepa_jax.data.sources.files import check_size, sizes_of
 from jepa_jax.data.sources.frames import check_frames, decode_frames
 from jepa_jax.data.sources.tfds_features import find_features, leaves_of, view
+from jepa_jax.errors import first_line
 from jepa_jax.places import is_local
 
 INFO = "dataset_info.json"
@@ -35,6 +37,12 @@ def builder_by_name(dataset: DatasetConfig) -> tfds.core.DatasetBuilder:
     Raises:
       ValueError: TFDS knows no such dataset, builds it only with TensorFlow, or would have to in a bucket.
     """
+    # What was prepared under this name TFDS reads where it knows no code of it.
+    home = epath.Path(dataset.data_dir or "~/tensorflow_datasets").expanduser()
+    home /= re.split("[/:]", dataset.dataset)[0]
+    for folders in ("*", "*/*"):  # versions, or configurations and their versions
+        for file in home.glob(f"{folders}/{description.FEATURES}"):
+            description.check_classes(file)
     try:
         builder = tfds.builder(dataset.dataset, data_dir=dataset.data_dir, file_format="array_record")
         if not sys.stderr.isatty():
@@ -71,8 +79,9 @@ def builder_of_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
       ValueError: its description cannot be read.
     """
     try:
-        features = json.loads((folder / "features.json").read_text())
-        as_images = _videos_as_images(features)
+        description.check_classes(folder / description.FEATURES)
+        features = json.loads((folder / description.FEATURES).read_text())
+        as_images = description.videos_as_images(features)
         if as_images == features:
             return tfds.builder_from_directory(folder)
         # TFDS makes a Video feature only with TensorFlow. On disk it is the same as a sequence of images.
@@ -80,26 +89,10 @@ def builder_of_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
             for path in folder.iterdir():
                 if path.suffix in (".json", ".txt"):
                     pathlib.Path(copy, path.name).write_bytes(path.read_bytes())
-            pathlib.Path(copy, "features.json").write_text(json.dumps(as_images))
+            pathlib.Path(copy, description.FEATURES).write_text(json.dumps(as_images))
             return tfds.builder_from_directory(copy)
-    except (OSError, ValueError, ParseError) as error:
-        raise ValueError(f"{folder}: TFDS cannot read what describes it: {error}") from error
-
-
-def _videos_as_images(node: Any) -> Any:
-    """TFDS's description of features, every Video written as the Sequence of Images that it is."""
-    if isinstance(node, list):
-        return [_videos_as_images(element) for element in node]
-    if not isinstance(node, Mapping):
-        return node
-    if "video" not in node or not str(node.get("pythonClassName")).endswith(".Video"):
-        return {key: _videos_as_images(value) for key, value in node.items()}
-    module, video = "tensorflow_datasets.core.features", node["video"]
-    length, *shape = video.get("shape", {}).get("dimensions") or ["-1", "-1", "-1", "3"]
-    image = {"dtype": video.get("dtype", "uint8"), "shape": {"dimensions": shape}}
-    image = {"pythonClassName": f"{module}.image_feature.Image", "image": image}
-    sequence = {"feature": image, "length": length}
-    return {"pythonClassName": f"{module}.sequence_feature.Sequence", "sequence": sequence}
+    except Exception as error:  # TFDS raises whatever a damaged description leads it to
+        raise ValueError(f"{folder}: TFDS cannot read what describes it: {first_line(error)}") from error
 
 
 def plain(value: Any) -> Any:
@@ -247,9 +240,14 @@ def open_records(
     if not instructions:
         raise ValueError(f"{label}: it has no records")
     folder = epath.Path(builder.data_dir) if folder is None else folder
+    paths = [folder / epath.Path(i.filename).name for i in instructions]
+    if is_local(folder):  # elsewhere every size is a request
+        claimed, there = sum(i.take for i in instructions), sum(size or 0 for size in sizes_of(paths))
+        if claimed > there:
+            raise ValueError(f"{label}: {INFO} says {claimed} records, and its files have {there} bytes")
     return ArrayRecordDataSource(
         [
-            dataclasses.replace(i, filename=os.fspath(folder / epath.Path(i.filename).name))
-            for i in instructions
+            dataclasses.replace(i, filename=os.fspath(path))
+            for i, path in zip(instructions, paths, strict=True)
         ]
     )

@@ -281,6 +281,51 @@ def test_a_prepared_folder_whose_description_is_damaged(tmp_path, name):
         opened(folder)
 
 
+DICTIONARY, EVIL = "tensorflow_datasets.core.features.features_dict.FeaturesDict", "planted_features.Evil"
+LEGACY = {"a": {"type": EVIL, "content": {}}}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"pythonClassName": DICTIONARY, "featuresDict": {"features": {"a": {"pythonClassName": EVIL}}}},
+        {"pythonClassName": DICTIONARY, "featuresDict": {"features": {"a": {"python_class_name": EVIL}}}},
+        {"type": DICTIONARY, "content": LEGACY},
+        {"pythonClassName": DICTIONARY, "jsonFeature": {"json": json.dumps(LEGACY)}},
+    ],
+    ids=["proto", "proto's own names", "legacy", "legacy as text"],
+)
+def test_a_description_of_features_runs_no_code(tmp_path, monkeypatch, description):
+    folder = prepare(tmp_path / "home", CAPTIONED, [{"image": png(), "text": "t"}])
+    (folder / "features.json").write_text(json.dumps(description))
+    (tmp_path / "planted_features.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)  # as the working directory is
+    with pytest.raises(ValueError, match=r"names 'planted_features\.Evil', which is none of TFDS's own"):
+        opened(folder)
+    (tmp_path / "home" / "prepared").rename(tmp_path / "home" / "unknown_set")
+    with pytest.raises(ValueError, match=r"names 'planted_features\.Evil', which is none of TFDS's own"):
+        by_name("unknown_set", tmp_path / "home")
+    assert "planted_features" not in sys.modules
+
+
+@pytest.mark.parametrize("content", ["null", "[" * 100_000])
+def test_a_description_that_tfds_was_not_made_for_is_one_sentence(tmp_path, content):
+    folder = prepare(tmp_path, CAPTIONED, [{"image": png(), "text": "t"}])
+    (folder / "features.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{folder}: TFDS cannot read what describes it"):
+        opened(folder)
+
+
+def test_more_records_than_there_are_bytes_are_refused(tmp_path):
+    folder = prepare(tmp_path, CAPTIONED, [{"image": png(), "text": "t"}])
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"] = ["1000000000000"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"says 1000000000000 records, and its files have \d+ bytes"):
+        opened(folder)
+
+
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory):
     return tmp_path_factory.mktemp("emoji")
