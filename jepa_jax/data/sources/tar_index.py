@@ -258,6 +258,8 @@ def _members(file, path: epath.Path, bad: list[BadRecordError]):
                 yield member
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         bad.append(BadRecordError("archive damaged", path.name, str(error)))
+    except (MemoryError, RecursionError) as error:  # a name said to have terabytes; headers of headers
+        bad.append(BadRecordError("archive damaged", path.name, f"a forged header: {type(error).__name__}"))
 
 
 def _utf8(texts: list[str]) -> np.ndarray:

@@ -177,6 +177,32 @@ def test_a_forged_size_neither_loops_nor_allocates(tmp_path, size):
     assert "archive damaged" in skipped_causes(source)
 
 
+def header(kind, size) -> bytes:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        header(tarfile.GNUTYPE_LONGNAME, 2**62),
+        header(tarfile.XHDTYPE, 2**62),
+        header(tarfile.XHDTYPE, 0) * 3000,
+        (header(tarfile.GNUTYPE_LONGNAME, 2) + b"b".ljust(512, b"\0")) * 3000,
+    ],
+    ids=["a name of exabytes", "attributes of exabytes", "attributes of attributes", "names of names"],
+)
+def test_forged_headers_before_a_member_end_the_archive(tmp_path, forged):
+    path = write_tar(tmp_path / "s.tar", sample("a"))
+    whole = path.read_bytes()
+    end = len(whole.rstrip(b"\0"))
+    path.write_bytes(whole[: -(-end // 512) * 512] + forged + bytes(1024))
+    source = opened(tmp_path)
+    assert [cause_of(source, i) for i in range(len(source))] == [None]
+    assert skipped_causes(source) == ["archive damaged"]
+
+
 def test_compressed_shards_are_refused(tmp_path):
     plain = write_tar(tmp_path / "a" / "s.tar", sample("a")).read_bytes()
     for name in ("s.tar", "s.tar.gz", "s.tgz"):
