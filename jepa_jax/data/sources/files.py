@@ -73,13 +73,16 @@ def find_file(folder: epath.Path, relative: str, name: str) -> tuple[epath.Path,
     if not is_inside(relative):
         raise BadRecordError("media outside its folder", name, relative[:200])
     path = folder / relative
-    if is_local(folder):
-        real, root = os.path.realpath(path), os.path.realpath(folder)
-        if os.path.commonpath((real, root)) != root:
-            raise BadRecordError("media outside its folder", name, f"{relative[:200]} is a link out of it")
     try:
+        if is_local(folder):
+            real, root = os.path.realpath(path), os.path.realpath(folder)
+            if os.path.commonpath((real, root)) != root:
+                found = f"{relative[:200]} is a link out of it"
+                raise BadRecordError("media outside its folder", name, found)
         size = path.stat().length if path.is_file() else None
-    except (OSError, ValueError) as error:  # no rights, a name longer than file systems take
+    except BadRecordError:
+        raise
+    except (OSError, ValueError) as error:  # no rights, a name that is too long or that no file can have
         raise BadRecordError("media missing", name, f"{relative[:200]}: {error}") from error
     if size is None:
         raise BadRecordError("media missing", name, relative[:200])

@@ -22,8 +22,9 @@ from jepa_jax.data.sources.selection import spread
 # So many rows are asked for the names of their fields, the first, and as many spread over the others: of
 # files joined into one the later may have other fields.
 ROWS_ASKED = 100
-# Of Parquet: a table of so many bytes is read at once; of others so many rows, through so large a buffer.
-SMALL_TABLE_BYTES, _BATCH_ROWS, _BUFFER_BYTES = 2**20, 1024, 2**20
+# Of Parquet: a table of so many bytes and rows is read at once (what repeats takes no bytes); of others so
+# many rows, through so large a buffer.
+SMALL_TABLE_BYTES, _SMALL_TABLE_ROWS, _BATCH_ROWS, _BUFFER_BYTES = 2**20, 2**15, 1024, 2**20
 # Rows are read in any order if the next one was not near so many times of late, and once in so many reads.
 _JUMPS, _STEPS_PER_JUMP = 100, 16
 
@@ -160,9 +161,10 @@ class Parquet:
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
                 # How many rows are before each group.
                 self._before = [0, *itertools.accumulate(group.num_rows for group in groups)]
-                self._is_small = sum(group.total_byte_size for group in groups) <= SMALL_TABLE_BYTES
+                size = sum(group.total_byte_size for group in groups)
+                self._is_small = size <= SMALL_TABLE_BYTES and len(self) <= _SMALL_TABLE_ROWS
                 schema = parquet.schema_arrow
-        except pyarrow.ArrowInvalid as error:
+        except (pyarrow.ArrowException, OSError) as error:  # the latter of damage in what describes it, too
             raise ValueError(f"{path}: not a Parquet file: {error}") from error
         self._path = path
         self._columns = list(schema.names)

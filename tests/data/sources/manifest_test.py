@@ -146,6 +146,7 @@ GOOD = {"video": "a.mp4", "text": "good"}
         (b'{"video": "none.mp4", "text": "x"}', "media missing"),
         (b'{"video": "sub", "text": "x"}', "media missing"),
         (b'{"video": "%s", "text": "x"}' % (b"x" * 5000), "media missing"),
+        (b'{"video": "\\ud800.mp4", "text": "x"}', "media missing"),
         (b'{"video": "../out.mp4", "text": "x"}', "media outside its folder"),
         (b'{"video": "sub/../../out.mp4", "text": "x"}', "media outside its folder"),
         (b'{"video": "/etc/hostname", "text": "x"}', "media outside its folder"),
@@ -258,6 +259,26 @@ def test_a_parquet_file_damaged_inside(folder):
     (folder / "train.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"train\.parquet: it cannot be read"):
         opened(folder)[0]
+
+
+def test_a_parquet_file_damaged_in_what_describes_it(folder):
+    path = folder / "train.parquet"
+    write_parquet(path, [GOOD])
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[-8:-4], "little")
+    content[-8 - size : -8] = bytes([255]) * size
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"train\.parquet: not a Parquet file"):
+        opened(folder)
+
+
+def test_a_parquet_of_many_rows_in_few_bytes_is_read_a_few_rows_at_a_time(folder, whole_tables_read):
+    rows = [{"path": "a.mp4", "text": "always this"}] * 50_000
+    path = folder / "train.parquet"
+    write_parquet(path, rows)
+    assert path.stat().length < tables.SMALL_TABLE_BYTES / 100
+    assert opened(folder).pairs(49_999)[0].targets == ("always this",)
+    assert not whole_tables_read
 
 
 def test_what_is_no_parquet_or_csv(folder):
