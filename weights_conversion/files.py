@@ -11,7 +11,7 @@ from jepa_jax.flags import UsageError
 def read_json(file: pathlib.Path, kind: type = dict) -> Any:
     try:
         found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} is no JSON file ({error}): download it again") from error
     if not isinstance(found, kind):
         wanted = "object" if kind is dict else "list"

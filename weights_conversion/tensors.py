@@ -5,6 +5,7 @@ Nothing here keeps a file mapped: pages of a mapped file count as memory once th
 
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -90,6 +91,18 @@ def import_torch():
     return torch
 
 
+def _check_size(file: pathlib.Path) -> None:
+    """Raise UsageError for an archive that expands, to any size: PyTorch itself compresses nothing."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > file.stat().st_size:
+            raise UsageError(
+                f"{file} says that it expands to {size:,} bytes, and PyTorch's own files are not compressed: "
+                "ask for safetensors"
+            )
+
+
 def load_pickle(file: pathlib.Path):
     """What a .pt, .pth or .bin file holds: tensors and plain containers, never code.
 
@@ -98,6 +111,7 @@ def load_pickle(file: pathlib.Path):
     """
     torch = import_torch()
     try:
+        _check_size(file)
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
@@ -105,6 +119,8 @@ def load_pickle(file: pathlib.Path):
                 raise
             # The format before PyTorch 1.6 cannot be mapped.
             return torch.load(file, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except pickle.UnpicklingError as error:
         found = str(error).partition("GLOBAL ")[2].split(" ")[0]
         if found:
@@ -127,12 +143,12 @@ def _torch_info(tensor) -> TensorInfo:
         return TensorInfo(tuple(tensor.shape), np.dtype(np.void))
 
 
-def _is_plain(tensor) -> bool:
-    """Not sparse, not without contents, and not a view that claims more numbers than the file holds."""
+def _is_plain(tensor, size: int) -> bool:
+    """Not sparse, not without contents, and no more numbers, in a view or not, than a file of `size` has."""
     torch = import_torch()
     if tensor.layout is not torch.strided or tensor.device.type == "meta":
         return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes() <= size
 
 
 def to_numpy(tensor) -> np.ndarray:
@@ -162,8 +178,9 @@ class Pickled:
         if not isinstance(found, dict):
             raise UsageError(f"{self.files[0]} holds a {type(found).__name__}, not a state dict")
         self._tensors = {str(name): x for name, x in found.items() if hasattr(x, "shape")}
+        size = self.files[0].stat().st_size
         for name, x in self._tensors.items():
-            if not _is_plain(x):
+            if not _is_plain(x, size):
                 raise UsageError(
                     f"{self.files[0]}: {name} is not plain numbers, each of them in the file: ask for "
                     "safetensors"
@@ -232,6 +249,20 @@ class ModelParallel:
         return np.concatenate([shard.read(name) for shard in self._shards], axis)
 
 
+def _gguf_reader(gguf, file: pathlib.Path):
+    """A reader for which the end of the file is an error. The library's own goes on with nothing, as often as
+    the file says that there is more."""
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, *more, **options):
+            found = super()._get(offset, dtype, count, *more, **options)
+            if len(found) < count:
+                raise EOFError("it ends too early")
+            return found
+
+    return Reader(file)
+
+
 class GGUF:
     """A GGUF file; quantised tensors are read as float32.
 
@@ -247,7 +278,7 @@ class GGUF:
         self._gguf = gguf
         self.files = [file]
         try:
-            reader = gguf.GGUFReader(file)
+            reader = _gguf_reader(gguf, file)
             self._tensors = {t.name: t for t in reader.tensors}
         except Exception as error:  # the reader raises whatever a cut file leads it to
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

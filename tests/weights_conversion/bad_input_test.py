@@ -3,8 +3,10 @@
 import json
 import pathlib
 import shutil
+import struct
 import time
 import types
+import zipfile
 
 import huggingface_hub
 import numpy as np
@@ -97,6 +99,42 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(zipped, tmp_path, refused)
     assert "could run code" in text
     assert "safetensors" in text
     assert not trap.exists()
+
+
+def test_an_archive_that_expands_is_refused_before_it_does(whole, tmp_path, refused):
+    source = tmp_path / "vitl.pt"
+    with (
+        zipfile.ZipFile(whole / "vitl.pt") as read,
+        zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as made,
+    ):
+        for name in read.namelist():
+            made.writestr(name, read.read(name))
+        made.writestr("archive/large", bytes(2**24))
+    assert "PyTorch's own files are not compressed" in one_line(refused(source))
+
+
+def test_tensors_that_are_made_up_while_they_are_read_are_refused(tmp_path, refused):
+    class Made:
+        def __reduce__(self):
+            return torch.Tensor, (1000, 1000)  # of whatever was in memory
+
+    torch.save({"encoder": {"patch_embed.proj.weight": Made()}}, tmp_path / "vitl.pt")
+    assert "is not plain numbers, each of them in the file" in one_line(refused(tmp_path / "vitl.pt"))
+
+
+def test_a_list_in_a_gguf_file_that_goes_on_for_ever(tmp_path, refused):
+    pytest.importorskip("gguf", reason="of the extra `convert`")
+    text = lambda said: struct.pack("<Q", len(said)) + said
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)  # version, tensors, fields
+    field = text(b"x") + struct.pack("<IIQ", 9, 0, 2**60)  # a list of so many bytes
+    (tmp_path / "m.gguf").write_bytes(head + field + bytes(100))
+    assert "is truncated or no GGUF file (it ends too early)" in one_line(refused(tmp_path / "m.gguf"))
+
+
+def test_json_nested_without_end(whole, tmp_path, refused):
+    source = copy(whole, "bert", tmp_path)
+    (source / "config.json").write_text("[" * 100_000)
+    assert "config.json is no JSON file" in one_line(refused(source))
 
 
 def test_another_family(whole, tmp_path, refused):
