@@ -53,7 +53,7 @@ def _from_gguf(source: Source):
     from transformers import AutoTokenizer
 
     file = source.tensors.files[0]
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     if source.config.get("tokenizer.ggml.pre") == "smollm":
         # The reader forgets that SmolLM2 takes digits one by one.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,7 +73,7 @@ def _from_sentencepiece(file: pathlib.Path):
     from tokenizers import processors
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent).backend_tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False).backend_tokenizer
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 
 from jepa_jax.config import Config, DecoderConfig
+from jepa_jax.errors import first_line
 from jepa_jax.places import is_local, place
 
 # Names that stand for files shipped with the package.
@@ -60,11 +61,12 @@ class Tokenizer:
 
         try:
             with _on_disk(str(SHIPPED.get(name, name))) as source:
-                self._tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+                # Left out, the library asks at the terminal whether to run the code that a folder brings.
+                self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception as error:  # the library raises whatever a damaged file leads it to
             raise ValueError(
                 f"tokenizer {name!r} cannot be loaded: give {', '.join(SHIPPED)}, a folder, or "
-                f"a hub name you have access to ({str(error).splitlines()[0]})"
+                f"a hub name you have access to ({first_line(error)})"
             ) from error
         # Llama's tokenizer has no padding token. Padding is masked everywhere, so any id serves.
         self.pad_id = self._tokenizer.pad_token_id or 0

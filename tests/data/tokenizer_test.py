@@ -26,6 +26,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -36,7 +37,7 @@ import transformers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from jepa_jax.data.emoji_motion.texts import vocabulary
-from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
+from jepa_jax.data.tokenizer import SHIPPED, Tokenizer, load_tokenizers
 from tests.tiny_config import config as tiny
 
 GOLDEN = pathlib.Path(__file__).parent / "tokenizer_golden.json"
@@ -318,6 +319,34 @@ def write_golden():
         rows[name] = ",\n".join(f"    {tokenizer(text)['input_ids']}" for text in TEXTS)
     families = ",\n".join(f'  "{name}": [\n{row}\n  ]' for name, row in rows.items())
     GOLDEN.write_text(f"{{\n{families}\n}}\n")
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A tokenizer's folder, to be spoilt."""
+    return pathlib.Path(shutil.copytree(SHIPPED["emoji_motion"], tmp_path / "copied"))
+
+
+def test_code_that_a_tokenizer_brings_is_not_run_nor_asked_for(copied, monkeypatch):
+    file = copied / "tokenizer_config.json"
+    brought = {"auto_map": {"AutoTokenizer": ["brought.Mine", "brought.Mine"]}, "tokenizer_class": "Mine"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | brought))
+    (copied / "brought.py").write_text(f"open({str(copied / 'run')!r}, 'w')\nclass Mine: pass\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(ValueError, match=r"tokenizer .* cannot be loaded: .*custom code"):
+        Tokenizer(str(copied))
+    assert not asked
+    assert not (copied / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "{}", "[" * 100_000, '{"added_tokens": [], "model": {"type": "No"}}']
+)
+def test_a_damaged_tokenizer_is_one_sentence(copied, content):
+    (copied / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^tokenizer .* cannot be loaded: [^\n]*$"):
+        Tokenizer(str(copied))
 
 
 if __name__ == "__main__":
