@@ -28,6 +28,9 @@ _MAGIC = (
 )
 # The further images in files of other formats are pages or previews.
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
+# An animation has at most so many frames, and pixels in all as so many of the largest frames: on the way to a
+# frame Pillow makes the whole of each before it, and a few kB of GIF can ask for hours of that.
+_MOST_FRAMES, _LARGEST_FRAMES = 2**16, 32
 # What browsers make of a frame that is said to be shown for no time, in milliseconds.
 _NO_DURATION = 100
 
@@ -76,13 +79,19 @@ def _durations(image: Image.Image, fit: Fit) -> list[int]:
     """Milliseconds that each frame there is, not each that is claimed, is on show; back at the first."""
     if not getattr(image, "is_animated", False):
         return [0]
-    durations = []
+    durations: list[int] = []
+    pixels = 0
     for place in itertools.count():
         try:
             image.seek(place)
         except EOFError:
             break
         fit.scaled(image.height, image.width)  # a GIF's frame can enlarge it
+        pixels += image.height * image.width
+        if place >= _MOST_FRAMES or pixels > _LARGEST_FRAMES * fit.limits.max_pixels:
+            raise fit.error(
+                "media too large", f"over {place} frames of {image.height} x {image.width} pixels"
+            )
         if image.format in ("WEBP", "AVIF"):
             image.load()  # only then is the duration known
         durations.append(int(image.info.get("duration", 0)) or _NO_DURATION)

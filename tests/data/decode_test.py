@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from jepa_jax.data import decode_image
 from jepa_jax.data.build.spans import cut_span
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.preprocess import centre, resize_and_crop, sample_frames, scaled_size
@@ -308,6 +309,15 @@ def test_animations_are_sampled_like_videos(kind):
     assert read_numbers(uneven, 4) == [1, 4, 4, 4]
     assert read_numbers(uneven, 3, start=0.44, end=0.52) == [2, 3, 3]
     assert cause(uneven, start=3.0, end=4.0) == "span outside the media"
+
+
+@pytest.mark.parametrize(("side", "most"), [(1000, 2**16), (8, 50)])
+def test_an_animation_of_few_bytes_and_hours_of_work_is_too_large(side, most, monkeypatch):
+    monkeypatch.setattr(decode_image, "_MOST_FRAMES", most)
+    head = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes(6)
+    one = b"!\xf9\4\5\1\0\0\0," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"  # of one pixel
+    assert len(read(head + one * 20 + b";", 3)) == 3
+    assert cause(head + one * 60 + b";") == "media too large"
 
 
 def test_decoded_frames_are_sampled():
