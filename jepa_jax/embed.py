@@ -26,6 +26,7 @@ from jepa_jax.config import DatasetConfig
 from jepa_jax.embeddings import table
 from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOut, read_ahead
 from jepa_jax.embeddings.table import Manifest
+from jepa_jax.errors import encodable, printable
 from jepa_jax.inference import Model
 from jepa_jax.sharding import make_mesh
 
@@ -67,7 +68,8 @@ def embed_part(model: Model, collection: Collection, folder: pathlib.Path, part:
             continue
         pending.append(item.frames)
         rows.append(row)
-        items.append((item.name, json.dumps(dict(item.metadata), ensure_ascii=False, sort_keys=True)))
+        metadata = json.dumps(dict(item.metadata), ensure_ascii=False, sort_keys=True)
+        items.append((encodable(item.name), encodable(metadata)))
         if len(pending) == batch:
             flush()
     if pending:
@@ -90,7 +92,7 @@ def embed(model: Model, collection: Collection, folder: pathlib.Path, manifest: 
     mine = [part for part in table.missing_parts(folder, manifest) if part % count == index]
     for part in tqdm(mine, unit="part", mininterval=1, disable=not distributed.is_main()):
         for item in embed_part(model, collection, folder, part, manifest):
-            logger.warning("%s is left out: %s", item.name, item.cause)
+            logger.warning("%s is left out: %s", printable(item.name), printable(item.cause))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -144,7 +146,8 @@ def main(arguments: list[str]) -> int:
         lacking = [item for part in range(manifest.parts) for item in table.left_out_of(out, part)]
         print(f"{manifest.rows - len(lacking)} videos embedded in {manifest.parts} parts in {out}")
         if lacking:
-            print(f"{len(lacking)} left out; the first: {lacking[0].name}: {lacking[0].cause}")
+            first = printable(f"{lacking[0].name}: {lacking[0].cause}")
+            print(f"{len(lacking)} left out; the first: {first}")
     return 0
 
 

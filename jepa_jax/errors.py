@@ -1,6 +1,18 @@
-"""What an error is called in a sentence of ours."""
+"""What an error is called in a sentence of ours, and what others' words look like in one."""
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its name where it has none, as a TimeoutError."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """A text of a dataset as a terminal and a log may have it: what would begin another line, or tell the
+    terminal what to do, as its escape."""
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+
+
+def encodable(text: str) -> str:
+    """A text with "?" for half a surrogate pair, which JSON, command lines and names of files can hold and
+    UTF-8 cannot."""
+    return text.encode(errors="replace").decode()

@@ -24,13 +24,22 @@ logger = logging.getLogger(__name__)
 
 
 def read_metrics(path: epath.Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The whole lines of a metrics.jsonl; a last line cut short by a kill is left out, and so are damaged
+    ones, which is logged."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
+    rows, damaged = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            row = json.loads(line)
+            int(row["step"])
+            rows.append(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += 1
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out", path, damaged)
     return rows
 
 

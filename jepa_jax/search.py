@@ -23,6 +23,7 @@ from jepa_jax.embeddings import index as indexing
 from jepa_jax.embeddings import table
 from jepa_jax.embeddings.collection import Collection, DatasetCollection, Item, LeftOut
 from jepa_jax.embeddings.table import Manifest, Row, Rows
+from jepa_jax.errors import encodable, printable
 from jepa_jax.inference import Model
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,20 @@ def open_index(folder: pathlib.Path, manifest: Manifest, rows: int, kind: indexi
 def read_again(collection: Collection, row: Row) -> Item | LeftOut:
     """The video of a row, if the collection still has it in its place."""
     found = collection[row.row] if row.row < len(collection) else None
-    if found is None or found.name != row.name:
+    if found is None or encodable(found.name) != row.name:
         return LeftOut(row.name, "the collection is not what it was when it was embedded")
     return found
 
 
 def format_table(hits: list[tuple[float, Row]]) -> str:
     """Rank, cosine, name, metadata."""
-    width = max(len(row.name) for _, row in hits)
+    names = [printable(row.name) for _, row in hits]
+    width = max(map(len, names))
     lines = []
-    for rank, (score, row) in enumerate(hits, 1):
+    for rank, (name, (score, row)) in enumerate(zip(names, hits, strict=True), 1):
         said = row.metadata.get("texts") or row.metadata
         first = said[0] if isinstance(said, list) else str(said)
-        lines.append(f"{rank:4}  {score:6.3f}  {row.name.ljust(width)}  {first}")
+        lines.append(f"{rank:4}  {score:6.3f}  {name.ljust(width)}  {printable(first)}")
     return "\n".join(lines)
 
 
@@ -74,7 +76,7 @@ def draw(path: pathlib.Path, text: str, hits: list[tuple[float, Row, np.ndarray]
         panel.imshow(np.concatenate(list(picked), axis=1), interpolation="nearest")
         said = row.metadata.get("texts")
         caption = f": {said[0]}" if said else ""
-        title = f"{rank}.  {score:.3f}  {row.name}{caption}"
+        title = printable(f"{rank}.  {score:.3f}  {row.name}{caption}")
         # Two dollars in a text are no formula.
         look = {"fontsize": 9, "loc": "left", "parse_math": False}
         panel.set_title(title if len(title) <= 72 else title[:71] + "…", **look)
@@ -134,7 +136,7 @@ def main(arguments: list[str]) -> int:
     items = [(score, row, read_again(collection, row)) for score, row in hits[:_DRAWN]]
     for _, _, item in items:
         if isinstance(item, LeftOut):
-            logger.warning("%s is not drawn: %s", item.name, item.cause)
+            logger.warning("%s is not drawn: %s", printable(item.name), printable(item.cause))
     seen = [(score, row, item.frames) for score, row, item in items if not isinstance(item, LeftOut)]
     if seen:
         with flags.as_usage_errors(ValueError, OSError):

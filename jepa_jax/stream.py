@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jepa_jax import flags, inference
+from jepa_jax.errors import printable
 from jepa_jax.inference import Model
 from jepa_jax.streaming import offline
 from jepa_jax.streaming.events import EventLog, read_events
@@ -72,7 +73,7 @@ class Watch:
         text, score = self.speak(decode.embedding[None])[0]
         self.timeline.add_decode(decode.middle)
         if self.events.add(decode, text, score):
-            print(f"{decode.start:8.1f} s  {text}  ({score:.2f})", flush=True)
+            print(f"{decode.start:8.1f} s  {printable(text)}  ({score:.2f})", flush=True)
 
 
 def watch_online(windows: Iterator[Embedded], decoder: OnlineDecoder, watch: Watch) -> None:

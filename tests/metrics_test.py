@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_jax import flags, metrics
@@ -111,3 +112,10 @@ def test_a_progress_bar_that_cannot_be_written_ends_no_training(tmp_path, monkey
         monkeypatch.setattr("sys.stderr", full)
         assert flags.run(main, []) == 0
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_damaged_lines_are_left_out(tmp_path, caplog):
+    path = epath.Path(tmp_path / "metrics.jsonl")
+    path.write_bytes(b'{"step": 1}\n{"st\xffp": 2}\n[]\n{"loss": 1}\n{"step": 3}\n{"step"')
+    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    assert "3 damaged lines are left out" in caplog.text

@@ -79,6 +79,27 @@ def test_a_collection_is_embedded_and_what_it_lacks_is_told(commands, tmp_path):
     assert places.tolist() == [i % 3 for i in range(COUNT) if i not in BAD]
 
 
+def test_texts_that_no_terminal_and_no_table_may_have(commands, tmp_path, monkeypatch, caplog):
+    clip = Colours.__getitem__
+
+    def hostile(self, index):
+        found = clip(self, index)
+        name = f"{found.name} \udcff\x1b]0;owned\x07\n9  0.999"
+        if isinstance(found, LeftOut):
+            return LeftOut(name, found.cause)
+        return Item(name, found.frames, {"texts": ["it is red \ud83d\x1b[2J\nor not"]})
+
+    monkeypatch.setattr(Colours, "__getitem__", hostile)
+    status, embedded = commands(*embedding(tmp_path))
+    assert status == 0
+    shown = (f"--index={tmp_path}", "--top=2", f"--out={tmp_path / 'found.png'}")
+    status, searched = commands(search.main, "it is red", *shown)
+    assert status == 0
+    assert len(searched.out.splitlines()) == 3
+    assert (tmp_path / "found.png").exists()  # and the clips were found again
+    assert "\x1b" not in embedded.out + embedded.err + searched.out + searched.err + "".join(caplog.messages)
+
+
 def test_killed_anywhere_it_goes_on_and_the_bytes_are_the_same(commands, tmp_path, monkeypatch):
     commands(*embedding(tmp_path / "whole"))
     real, calls = ColourModel.embed_video, []

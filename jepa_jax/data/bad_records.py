@@ -6,8 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from etils import epath
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from jepa_jax.data.records import BadRecordError
+from jepa_jax.errors import first_line, printable
 from jepa_jax.places import write_whole
 
 logger = logging.getLogger(__name__)
@@ -20,6 +23,14 @@ _MINIMUM = 20
 _KEPT, _LOGGED = 10_000, 10
 
 
+@dataclass
+class _Known:
+    """What the file says of a cause."""
+
+    names: dict[str, str]
+    records: int
+
+
 class TooManyBadRecordsError(RuntimeError):
     """More records cannot be used than `data.max_bad_fraction` allows."""
 
@@ -28,7 +39,7 @@ def by_cause(bad: Sequence[BadRecordError]) -> str:
     """ "12 media missing (first a.mp4), 1 text empty (first b.mp4)", the commonest cause first."""
     first: dict[str, str] = {}
     for error in bad:
-        first.setdefault(error.cause, error.name)
+        first.setdefault(error.cause, printable(error.name))
     causes = collections.Counter(error.cause for error in bad)
     return ", ".join(f"{n} {cause} (first {first[cause]})" for cause, n in causes.most_common())
 
@@ -50,8 +61,13 @@ class BadRecords:
         self._names: dict[str, dict[str, str]] = {}
         self._records: collections.Counter[str] = collections.Counter()
         if file is not None and file.exists():
-            for cause, found in json.loads(file.read_text())["causes"].items():
-                self._names[cause], self._records[cause] = found["names"], found["records"]
+            try:
+                known = TypeAdapter(dict[str, _Known]).validate_python(json.loads(file.read_text())["causes"])
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                logger.warning("%s is damaged, and the count begins anew: %s", file, first_line(error))
+                known = {}
+            for cause, found in known.items():
+                self._names[cause], self._records[cause] = found.names, found.records
 
     @property
     def total(self) -> int:
@@ -104,7 +120,8 @@ class BadRecords:
         self.save()
         causes = [cause for cause in self._records if cause != UNWANTED] or [latest[0].cause]
         named = ", ".join(
-            f"{cause} ({self._records[cause]}, first {next(iter(self._names[cause]))})" for cause in causes
+            f"{cause} ({self._records[cause]}, first {printable(next(iter(self._names[cause])))})"
+            for cause in causes
         )
         raise TooManyBadRecordsError(
             f"{bad} of {records} {what} cannot be used, more than data.max_bad_fraction={self._limit:g} "

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from jepa_jax.config import DataConfig
+from jepa_jax.errors import printable
 
 # Why a record is left out, in the words of logs and reports.
 CAUSES = (
@@ -47,7 +48,7 @@ class BadRecordError(ValueError):
         self.cause, self.name, self.detail = cause, name, detail
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.cause}" + (f" ({self.detail})" if self.detail else "")
+        return printable(f"{self.name}: {self.cause}" + (f" ({self.detail})" if self.detail else ""))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from jepa_jax import flags
@@ -174,3 +175,26 @@ def test_the_file_names_all_and_the_next_run_goes_on_with_it(tmp_path, caplog):
     assert found["causes"]["text empty"] == {"records": 1, "names": {"x": ""}}
     assert second.summary() == f"left out: 3 media missing, 1 text empty; see {file}"
     assert second.total == 3
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"causes": {"text empty": {"names": 1, "records": 2}}}', "[" * 10**5]
+)
+def test_a_damaged_file_of_a_run_that_goes_on_is_begun_anew(tmp_path, caplog, content):
+    file = epath.Path(tmp_path / "bad_records.json")
+    file.write_text(content)
+    bad = BadRecords(0.5, file)
+    assert "is damaged, and the count begins anew" in caplog.text
+    bad.read(100, [BadRecordError("text empty", "a")])
+    bad.save()
+    assert "1 text empty" in BadRecords(0.5, file).summary()
+
+
+def test_a_name_does_not_tell_a_terminal_what_to_do(caplog):
+    name = "a\x1b]0;owned\x07\nerror: all is well é"
+    BadRecords(0.5).read(1, [BadRecordError("text empty", name)])
+    with pytest.raises(TooManyBadRecordsError) as caught:
+        BadRecords(0.0).read(1, [BadRecordError("text empty", name)])
+    for said in (caplog.messages[0], str(caught.value)):
+        assert said.isprintable()
+        assert r"a\x1b]0;owned\x07\nerror: all is well é" in said
