@@ -1,5 +1,7 @@
 """What an error is called in a sentence of ours, and what others' words look like in one."""
 
+import unicodedata
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its name where it has none, as a TimeoutError."""
@@ -9,7 +11,12 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """A text of a dataset as a terminal and a log may have it: what would begin another line, or tell the
     terminal what to do, as its escape."""
-    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+
+    def shown(x: str) -> bool:
+        # Spaces of every script, and what joins emoji and letters, are no more than what they show.
+        return x.isprintable() or x in "\u200c\u200d" or unicodedata.category(x) == "Zs"
+
+    return "".join(x if shown(x) else x.encode("unicode_escape").decode() for x in text)
 
 
 def encodable(text: str) -> str:
