@@ -306,6 +306,15 @@ def test_the_number_of_processes_changes_nothing():
         np.testing.assert_equal(one, other)
 
 
+def test_pipes_that_cannot_grow_change_nothing(monkeypatch):
+    """Linux lets a user without privileges have some sixty wide ones: a machine may have more cores."""
+    alone = next(clips.make_clips(TINY, "unseen_pairs", workers=0))
+    # Linux refuses more than this to anybody.
+    monkeypatch.setattr(clips, "PIPE_BYTES", 2**30 + 2**29)
+    shared = next(clips.make_clips(TINY, "unseen_pairs", workers=1))
+    assert np.array_equal(alone["frames"], shared["frames"])
+
+
 def test_rendering_processes_load_neither_jax_nor_tfds():
     program = (
         "import sys, jepa_jax.data.emoji_motion.clips\n"

@@ -1,6 +1,8 @@
 """The clips of every split, each a pure function of (config, split, index), made by processes."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pickle
@@ -159,8 +161,12 @@ def start_worker(config: ClipConfig, split: str, worker: int, workers: int) -> s
         "OPENBLAS_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "jepa_jax.data.emoji_motion.clips", json.dumps(job)]
-    # Room for a whole chunk, so that a worker renders the next one while this one waits to be read.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, pipesize=PIPE_BYTES)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    # Room for a whole chunk, so that a worker renders the next one while this one waits to be read. Linux
+    # lets a user without privileges have some sixty pipes so wide, and macOS none: there it waits.
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return process
 
 
 def config_from_json(fields: dict) -> ClipConfig:
