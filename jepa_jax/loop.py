@@ -19,7 +19,7 @@ from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.loader import Loader
 from jepa_jax.metrics import RunLog
-from jepa_jax.places import is_local, write_whole
+from jepa_jax.places import PlaceError, check_savable, is_local, write_whole
 from jepa_jax.sharding import shard_global_batch
 from jepa_jax.state import TrainState, to_items
 
@@ -157,8 +157,10 @@ def begun(workdir: epath.Path) -> bool:
 
 
 def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
-    """Raise UsageError where the work directory holds a run of another config; the fields in `free`
-    may differ."""
+    """Raise UsageError where the work directory holds a run of another config, but for the fields in
+    `free`, or where nothing can be saved in it."""
+    with flags.as_usage_errors(PlaceError):
+        check_savable(workdir)
     file = workdir / "config.json"
     if not file.exists():
         return

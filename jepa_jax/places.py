@@ -49,6 +49,19 @@ def place(path: epath.PathLike) -> epath.Path:
     return found
 
 
+def check_savable(path: epath.PathLike) -> None:
+    """Raise PlaceError where Orbax cannot save arrays.
+
+    It joins what it wrote by a search in which the folder's own path is a part of the pattern: it finds
+    nothing, or another folder's, and says that all is saved.
+    """
+    if found := sorted(set(os.fspath(path)) & set("*?[")):
+        raise PlaceError(
+            f"{path} has {' and '.join(found)} in its path, where arrays that are saved cannot be read back: "
+            "name another place"
+        )
+
+
 def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Write a whole file or none: a kill or a full disk never leaves half of one."""
     content = content.encode() if isinstance(content, str) else content

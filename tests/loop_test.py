@@ -127,6 +127,14 @@ def test_the_memory_of_an_evaluation_may_change_and_its_clips_may_not(tmp_path):
         loop.check_workdir(fewer, tmp_path, train._FREE_TO_CHANGE)
 
 
+def test_a_run_whose_checkpoints_could_not_be_read_does_not_begin(tmp_path, capsys):
+    folder = tmp_path / "lr[1e-4]"
+    command = ["--config=tests/tiny_config.py", f"--workdir={folder / 'run'}"]
+    assert flags.run(train.main, command) == 2
+    assert "has [ in its path" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_what_is_left_of_a_failed_run_is_said(tmp_path, capsys):
     assert loop.report_failure(ValueError("loss is nan at step 3"), tmp_path) == 1
     assert capsys.readouterr().err == "error: loss is nan at step 3; nothing had been saved yet\n"

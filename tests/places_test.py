@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from matplotlib.figure import Figure
 
-from jepa_jax.places import Lines, PlaceError, is_local, place, save_figure, write_whole
+from jepa_jax.places import Lines, PlaceError, check_savable, is_local, place, save_figure, write_whole
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -25,6 +25,13 @@ def test_a_place_here_is_absolute(tmp_path, monkeypatch):
 def test_a_store_that_nothing_is_written_to_is_refused(kind):
     with pytest.raises(PlaceError, match=f"{kind}://bucket/run is in an object store that nothing"):
         place(f"{kind}://bucket/run")
+
+
+@pytest.mark.parametrize("name", ["lr[1e-4]", "run*", "runs?/one", "gs://bucket/run[1"])
+def test_a_place_where_orbax_saves_what_it_cannot_read_is_refused(name):
+    with pytest.raises(PlaceError, match="in its path, where arrays that are saved cannot be read back"):
+        check_savable(name)
+    check_savable("a place/äöü 🙂 #%{x}]")
 
 
 def test_the_extra_that_is_missing_is_named():

@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from jepa_jax import flags
+from jepa_jax.places import PlaceError, check_savable
 from weights_conversion import convert, vjepa2
 from weights_conversion.sources import open_source
 
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> int:
     if values.layers is not None and values.layers < 1:
         raise flags.UsageError(f"--layers={values.layers} must be at least 1")
     out = values.out.absolute()
+    with flags.as_usage_errors(PlaceError):
+        check_savable(out)
     convert.use_cpu()
     with convert.atomic_folder(out) as folder:
         source = open_source(values.source, encoder=values.encoder, x_encoder=values.x_encoder)

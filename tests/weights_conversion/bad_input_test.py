@@ -205,6 +205,13 @@ def test_the_output_exists(whole, tmp_path, capsys):
     assert [file.name for file in tmp_path.rglob("*")] == ["there", "precious"]
 
 
+def test_a_place_where_nothing_can_be_saved(whole, tmp_path, capsys):
+    out = tmp_path / "mini[1]" / "part"
+    assert flags.run(main, [f"--source={whole / 'bert'}", f"--out={out}"]) == 2
+    assert "has [ in its path" in one_line(capsys.readouterr().err.strip())
+    assert not out.parent.exists()
+
+
 RESPONSE = types.SimpleNamespace(headers={}, request=None)
 
 
