@@ -68,6 +68,7 @@ def embed_part(model: Model, collection: Collection, folder: pathlib.Path, part:
             continue
         pending.append(item.frames)
         rows.append(row)
+        # What is no UTF-8 becomes an escape, which JSON has too.
         metadata = json.dumps(dict(item.metadata), ensure_ascii=False, sort_keys=True)
         items.append((encodable(item.name), encodable(metadata)))
         if len(pending) == batch:

@@ -260,6 +260,9 @@ def _flushed(stream) -> OSError | None:
 def run(main, arguments: list[str]) -> int:
     """Run a command; a `UsageError` becomes one line on standard error and status 2, Ctrl-C status 130."""
     told = sys.stderr
+    if hasattr(sys.stdout, "reconfigure"):
+        # Captions and names of files have letters that a terminal's encoding, or any, may lack.
+        sys.stdout.reconfigure(errors="backslashreplace")
     with contextlib.redirect_stderr(told and _Unread(told)):
         try:
             status = main(arguments)

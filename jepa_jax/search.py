@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
     if seen:
         with flags.as_usage_errors(ValueError, OSError):
             values.out.parent.mkdir(parents=True, exist_ok=True)
-            draw(values.out, values.text, seen)
+            draw(values.out, encodable(values.text), seen)
     return 0
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jepa_jax import flags, inference
-from jepa_jax.errors import printable
+from jepa_jax.errors import encodable, printable
 from jepa_jax.inference import Model
 from jepa_jax.streaming import offline
 from jepa_jax.streaming.events import EventLog, read_events
@@ -207,7 +207,8 @@ def summarise(values: argparse.Namespace, watch: Watch, out: pathlib.Path) -> No
     found = read_events(out / "events.jsonl")
     if found:
         threshold = None if values.offline else values.threshold
-        watch.timeline.draw(out / "timeline.png", found, pathlib.Path(values.video).name, threshold)
+        title = encodable(pathlib.Path(values.video).name)
+        watch.timeline.draw(out / "timeline.png", found, title, threshold)
     decodes, windows = watch.events.decodes, watch.latency.windows
     print(f"{len(found)} events, {decodes} decodes for {windows} windows, in {out}; {watch.latency}")
 

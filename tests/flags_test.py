@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -214,6 +215,15 @@ def test_a_reader_that_is_gone_changes_no_status(name):
     done = subprocess.run([sys.executable, "-c", program], **streams, env=environ, timeout=120, check=False)
     os.close(writer)
     assert done.returncode == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso8859-1", "utf-8"])
+def test_a_letter_that_cannot_be_printed_ends_no_command(encoding, monkeypatch):
+    """A laptop's terminal may have few letters; UTF-8 itself has none for the bytes of some files' names."""
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding))
+    assert flags.run(lambda _: print("B\xe4r \U0001f642 \udce9") or 0, []) == 0
+    assert b"\\udce9" in written.getvalue()
 
 
 def test_results_that_a_full_disk_swallows_are_an_error(capfd, monkeypatch):

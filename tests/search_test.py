@@ -1,6 +1,7 @@
 """`python -m jepa_jax.embed` and `python -m jepa_jax.search` on a collection of colours."""
 
 import contextlib
+import os
 
 import numpy as np
 import pytest
@@ -98,6 +99,27 @@ def test_texts_that_no_terminal_and_no_table_may_have(commands, tmp_path, monkey
     assert len(searched.out.splitlines()) == 3
     assert (tmp_path / "found.png").exists()  # and the clips were found again
     assert "\x1b" not in embedded.out + embedded.err + searched.out + searched.err + "".join(caplog.messages)
+
+
+def test_a_file_that_is_called_by_other_bytes_than_utf_8_is_embedded_and_found(
+    commands, tmp_path, monkeypatch
+):
+    videos, out, picture = tmp_path / "videos", tmp_path / "out", tmp_path / "x.png"
+    videos.mkdir()
+    called = videos / os.fsdecode(b"caf\xe9.png")
+    try:
+        called.touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    Image.new("RGB", (SIZE, SIZE), "red").save(called)
+    called.with_suffix(".txt").write_text("it is red")
+    for module in (embed, search):
+        monkeypatch.setattr(module, "DatasetCollection", DatasetCollection)
+    assert commands(embed.main, f"--path={videos}", f"--out={out}")[0] == 0
+    status, printed = commands(search.main, "red \udce9", f"--index={out}", f"--out={picture}")
+    assert status == 0
+    assert "caf\\udce9.png  it is red" in printed.out
+    assert picture.exists()
 
 
 def test_killed_anywhere_it_goes_on_and_the_bytes_are_the_same(commands, tmp_path, monkeypatch):

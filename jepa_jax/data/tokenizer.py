@@ -11,7 +11,7 @@ import threading
 import numpy as np
 
 from jepa_jax.config import Config, DecoderConfig
-from jepa_jax.errors import encodable, first_line
+from jepa_jax.errors import first_line
 from jepa_jax.places import is_local, place
 
 # Names that stand for files shipped with the package.
@@ -36,6 +36,11 @@ def _on_disk(name: str):
             if file.suffix in _FILES:
                 pathlib.Path(copy, file.name).write_bytes(file.read_bytes())
         yield copy
+
+
+def _whole(text: str) -> str:
+    """A text with "?" for half a surrogate pair, which JSON and command lines can hold and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
 
 
 class Tokenizer:
@@ -98,7 +103,7 @@ class Tokenizer:
     def _encode(self, text: str, length: int | None) -> tuple[int, ...]:
         options = {} if length is None else {"truncation": True, "max_length": length}
         with self._lock:
-            return tuple(self._tokenizer(self.prefix + encodable(text), **options)["input_ids"])
+            return tuple(self._tokenizer(self.prefix + _whole(text), **options)["input_ids"])
 
     @functools.cached_property
     def identity(self) -> str:
@@ -112,7 +117,7 @@ class Tokenizer:
         """Tokens of each text, special ones included."""
         if not texts:
             return []
-        whole = [self.prefix + encodable(text) for text in texts]
+        whole = [self.prefix + _whole(text) for text in texts]
         with self._lock:
             return [len(ids) for ids in self._tokenizer(whole)["input_ids"]]
 
@@ -152,7 +157,7 @@ class Tokenizer:
 
     def _pad_to_write(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
-            found = self._tokenizer(encodable(text), add_special_tokens=False)["input_ids"]
+            found = self._tokenizer(_whole(text), add_special_tokens=False)["input_ids"]
         return self._padded(text, [*found, self.end_id][:length], length)
 
     def text(self, ids: np.ndarray) -> str:
