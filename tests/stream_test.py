@@ -73,6 +73,13 @@ def test_a_file_that_is_called_by_other_bytes_than_utf_8_is_watched(watch, folde
     assert (tmp_path / "timeline.png").exists()
 
 
+def test_a_file_with_a_colon_in_its_name_is_no_url(watch, folder, tmp_path, monkeypatch):
+    shutil.copy(folder / "three.mp4", tmp_path / "cam-12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    status, _, printed = watch("cam-12:30.mp4", f"--bank={folder / 'bank.txt'}")
+    assert status == 0, printed.err
+
+
 def test_a_url_is_watched_like_a_file(watch, folder):
     with videos.served(folder) as url:
         status, events, _ = watch(f"{url}/three.mp4")

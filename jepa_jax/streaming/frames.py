@@ -85,8 +85,10 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
     if os.path.isfile(source) and not os.path.getsize(source):
         raise NoVideoError(f"{source} is an empty file")
     options = {"protocol_whitelist": _NETWORK} if "://" in source else {}
+    # FFmpeg takes what is before a colon for a protocol, but of a path that is absolute.
+    where = os.path.abspath(source) if device is None and os.path.isfile(source) else source
     try:
-        container = av.open(source, format=device, options=options, timeout=_PATIENCE)
+        container = av.open(where, format=device, options=options, timeout=_PATIENCE)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise NoVideoError(f"{source} cannot be opened as a video: {_reason(error)}") from error
     with container:
