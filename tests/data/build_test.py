@@ -1,5 +1,6 @@
 """Building a dataset from any source: the same files whoever writes them, and nothing lost in silence."""
 
+import errno
 import hashlib
 import io
 import json
@@ -246,6 +247,14 @@ def test_a_folder_that_is_not_a_builds_is_refused(tmp_path):
     with pytest.raises(BuildError, match=r"holds thesis.txt, which no build wrote"):
         build_in(tmp_path, MemorySource(captions(*WORDS)))
     assert (folder / "thesis.txt").read_text() == "mine"
+
+
+def test_a_disk_without_locks_holds_a_build(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    build_in(tmp_path, MemorySource(captions(*WORDS)))
 
 
 def test_two_builds_at_once_are_refused(tmp_path):

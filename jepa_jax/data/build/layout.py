@@ -133,10 +133,13 @@ def claimed(folder: pathlib.Path, settings: dict[str, Any]) -> Iterator[None]:
 def _locked(folder: pathlib.Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BuildError(f"{folder}: another build is running here") from error
+        except OSError:  # a disk without locks, as some that clusters share
+            pass
         yield
-    except BlockingIOError as error:
-        raise BuildError(f"{folder}: another build is running here") from error
     finally:
         os.close(descriptor)
 
