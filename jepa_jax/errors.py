@@ -20,6 +20,6 @@ def printable(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """A text without what UTF-8 has no letters for, so that it can be kept: "caf\\udce9" where a file is called
-    by other bytes, or JSON holds half a surrogate pair."""
+    """A text without what UTF-8 has no letters for, so that it can be kept: "caf\\udce9" where a file is
+    called by other bytes, or JSON holds half a surrogate pair."""
     return text.encode(errors="backslashreplace").decode()
