@@ -53,11 +53,6 @@ def bucket():
     server.wait()
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
 def copied(folder, to: epath.Path) -> epath.Path:
     for file in pathlib.Path(folder).rglob("*"):
         if file.is_file():

@@ -31,6 +31,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """One dataset for the training processes of a file, and one compilation cache for those of all files."""
+    base = tmp_path_factory.getbasetemp()
+    compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    compiled.mkdir(exist_ok=True)
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "compiled").symlink_to(compiled)
+    return folder
+
+
 @pytest.fixture
 def prepares_for_gpus(monkeypatch):
     """JAX prepares programs for GPUs where there are none, but for one question: which cuDNN is there."""

@@ -20,12 +20,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 STEPS, DEVICES = 9, 4
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """One dataset and one compilation cache for all runs of this file."""
-    return tmp_path_factory.mktemp("data")
-
-
 def start(
     workdir, data_dir, processes: int, devices: int, *arguments: str, of_each=None
 ) -> list[subprocess.Popen]:
