@@ -108,9 +108,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=flags.local_path, required=True, metavar="DIR")
     parser.add_argument("--part_rows", type=int, default=1024, help="videos to a part (default: 1024)")
     distributed.add_arguments(parser)
-    values, overrides = flags.parse(arguments, parser)
-    if overrides:
-        raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
+    values = flags.parse_without_config(arguments, parser)
     if values.part_rows < 1:
         raise flags.UsageError(f"--part_rows={values.part_rows} must be at least 1")
     return values

@@ -242,9 +242,7 @@ def main(arguments: list[str]) -> int:
         choices=("bank", "decoder"),
         help="who speaks in --task=selective (default: the bank's nearest)",
     )
-    values, overrides = flags.parse(arguments, parser)
-    if overrides:
-        raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
+    values = flags.parse_without_config(arguments, parser)
     if values.task is not None and values.task not in known:
         raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(known)}")
     asked = read_benchmark(values) if values.task in BENCHMARKS else None

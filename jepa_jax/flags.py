@@ -81,10 +81,6 @@ def load_config(path: str, kind: type[ConfigT] = Config) -> ConfigT:
 
 def config_from_json(text: str, where: str, kind: type[ConfigT] = Config) -> ConfigT:
     """A configuration from JSON; `where` names the source in the message of a UsageError."""
-    return _validated(kind, text, where)
-
-
-def _validated(kind: type[ConfigT], text: str, where: str) -> ConfigT:
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
@@ -148,7 +144,7 @@ def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
             known = ", ".join(node[parts[-1]])
             raise UsageError(f"--config.{path} is a section; set one of its fields: {known}")
         node[parts[-1]] = new
-    return _validated(type(config), json.dumps(tree), "command line")
+    return config_from_json(json.dumps(tree), "command line", type(config))
 
 
 def count(word: str) -> int:
@@ -213,6 +209,18 @@ def parse(
                 raise UsageError(f"--config.{path} needs a value: --config.{path}=VALUE")
         overrides.append((path, value))
     return flags, overrides
+
+
+def parse_without_config(arguments: list[str], known: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags of `known`, of a command that takes its config from a checkpoint.
+
+    Raises:
+      UsageError: as `parse`, or there are flags of a config.
+    """
+    values, overrides = parse(arguments, known)
+    if overrides:
+        raise UsageError("the config is the checkpoint's own: no --config flags here")
+    return values
 
 
 @contextlib.contextmanager

@@ -86,9 +86,7 @@ def main(arguments: list[str]) -> int:
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a model with a decoder")
     parser.add_argument("--rounds", type=flags.count, default=50, help="medians are of so many (default: 50)")
-    values, overrides = flags.parse(arguments, parser)
-    if overrides:
-        raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
+    values = flags.parse_without_config(arguments, parser)
     model = inference.load(values.checkpoint)
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models answer")

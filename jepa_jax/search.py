@@ -95,9 +95,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=flags.local_path, default="search.png", metavar="FILE", help="(default: search.png)"
     )
-    values, overrides = flags.parse(arguments, parser)
-    if overrides:
-        raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
+    values = flags.parse_without_config(arguments, parser)
     if not values.text.strip():
         raise flags.UsageError("nothing to look for: the text is empty")
     return values

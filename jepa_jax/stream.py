@@ -141,9 +141,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     whole.add_argument(
         "--embedding", choices=("midpoint", "mean"), default="midpoint", help=f"of a segment {_DEFAULT}"
     )
-    values, overrides = flags.parse(arguments, parser)
-    if overrides:
-        raise flags.UsageError("the config is the checkpoint's own: no --config flags here")
+    values = flags.parse_without_config(arguments, parser)
     if values.offline != (values.segments is not None):
         raise flags.UsageError("--offline and --segments=N go together")
     for name in ("window", "step", "frames", "batch", "segments"):
