@@ -33,6 +33,7 @@ from jepa_jax.data import features, pipeline, synthetic
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
+from jepa_jax.errors import first_line
 from jepa_jax.flops import model_flops
 from jepa_jax.places import write_whole
 from jepa_jax.sharding import make_mesh, shard_global_batch
@@ -80,7 +81,7 @@ def open_batches(config: Config, mesh: jax.sharding.Mesh, wanted: bool) -> tuple
             named = ", ".join(d.dataset or d.path for d in config.data.datasets)
             return Loader(dataset, config.data, bad), named
         except (ValueError, OSError, TooManyBadRecordsError) as error:
-            why = f"synthetic, because the dataset is not to be had: {str(error).splitlines()[0]}"
+            why = f"synthetic, because the dataset is not to be had: {first_line(error)}"
     else:
         why = "synthetic, as told"
     rows = slice(jax.process_index(), None, jax.process_count())

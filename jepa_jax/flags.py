@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jepa_jax import places
 from jepa_jax.config import Config
+from jepa_jax.errors import first_line
 
 ConfigT = TypeVar("ConfigT")
 DEFAULT_CONFIG = "configs/demo.py"
@@ -229,7 +230,7 @@ def as_usage_errors(*kinds: type[Exception]):
     try:
         yield
     except kinds as error:
-        raise UsageError(str(error).splitlines()[0]) from error
+        raise UsageError(first_line(error)) from error
 
 
 class _Unread:

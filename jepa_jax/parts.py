@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jepa_jax.checkpoint import DamagedCheckpointError, fingerprint
 from jepa_jax.config import BertConfig, Config, LlamaConfig, XEncoderConfig, YEncoderConfig
+from jepa_jax.errors import first_line
 from jepa_jax.models.llama import LanguageModel
 from jepa_jax.models.vl_jepa import VLJEPA, make_y_encoder
 from jepa_jax.models.x_encoder import XEncoder
@@ -208,7 +209,7 @@ class Part:
                     ),
                 )
         except Exception as error:  # tensorstore raises bare Exceptions on bad files
-            raise DamagedCheckpointError(f"{self.directory}: {str(error).splitlines()[0]}") from error
+            raise DamagedCheckpointError(f"{self.directory}: {first_line(error)}") from error
         found = flatten(tree)
         for path, array in found.items():
             if int(fingerprint(array)[0]) != self.checksums[path]:
@@ -280,5 +281,4 @@ def open_part(directory: epath.PathLike) -> Part:
             provenance=content["provenance"],
         )
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise NotAPartError(f"{directory / _FILE} does not describe a part ({reason})") from error
+        raise NotAPartError(f"{directory / _FILE} does not describe a part ({first_line(error)})") from error

@@ -40,6 +40,7 @@ from jax.experimental import topologies
 from jepa_jax import flags
 from jepa_jax.chips import Chip, chip_of
 from jepa_jax.config import Config
+from jepa_jax.errors import first_line
 from jepa_jax.flops import model_flops
 from jepa_jax.hlo import Cost, Program
 from jepa_jax.places import write_whole
@@ -85,10 +86,9 @@ def open_topology(name: str, slices: int = 1) -> tuple[list, Chip]:
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # libtpu raises what it likes
-        reason = str(error).splitlines()[0]
         raise flags.UsageError(
             f"--topology={name!r} is no topology that libtpu knows (v5e:4x4, v5p:2x2x2 and v6e:16x16 are): "
-            f"{reason}"
+            f"{first_line(error)}"
         ) from error
     chip = chip_of(devices[0].device_kind)
     if chip is None:

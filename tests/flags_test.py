@@ -231,3 +231,11 @@ def test_results_that_a_full_disk_swallows_are_an_error(capfd, monkeypatch):
         monkeypatch.setattr("sys.stdout", full)
         assert flags.run(lambda _: print("a table", file=full) or 0, []) == 1
     assert "error: standard output: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"), [(ValueError("one\ntwo"), "one"), (TimeoutError(), "TimeoutError")]
+)
+def test_an_error_is_told_by_its_first_line_or_where_it_has_none_its_name(error, sentence):
+    with pytest.raises(flags.UsageError, match=f"^{sentence}$"), flags.as_usage_errors(ValueError, OSError):
+        raise error

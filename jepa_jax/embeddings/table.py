@@ -115,7 +115,7 @@ def is_finished(folder: pathlib.Path, part: int, manifest: Manifest) -> bool:
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        logger.warning("%s is damaged and is made again: %s", path, str(error).splitlines()[0])
+        logger.warning("%s is damaged and is made again: %s", path, first_line(error))
         return False
     if (metadata.metadata or {}).get(_OF) != _digest(manifest):
         logger.warning("%s is of other embeddings and is made again", path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from jepa_jax.errors import first_line
 from jepa_jax.flags import UsageError
 
 # Official files have some hundred MB at most.
@@ -143,5 +144,5 @@ def read_parquet(path: pathlib.Path, row: Any) -> list[Any]:
     try:
         content = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path} is not a Parquet file: {first_line(error)}") from error
     return _checked(path, content, list[row])
