@@ -8,6 +8,7 @@ import jax
 
 from jepa_jax import parts
 from jepa_jax.config import Config
+from jepa_jax.flags import flatten
 from jepa_jax.inference import find_run, restore_run, run_config
 from jepa_jax.places import place
 from jepa_jax.state import TrainState, abstract_state, to_items
@@ -21,16 +22,6 @@ _FREE = {
     "remat",
     "scan_layers",
 }
-
-
-def _flat(config, prefix: str) -> dict[str, Any]:
-    """{"x_encoder.width": 1024, ...}."""
-    found = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        name = f"{prefix}{field.name}"
-        found |= _flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
-    return found
 
 
 def check_same(where: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -107,7 +98,10 @@ def open_initial(config: Config, mesh: jax.sharding.Mesh) -> Initial:
         if part.name != field:
             hint = "name it as init.model" if part.name == "vl_jepa" else f"convert with --part={field}"
             raise ValueError(f"init.{field}={directory!r} holds a {part.name}: {hint}")
-        theirs, ours = _flat(part.config, f"{field}."), _flat(getattr(model, field), f"{field}.")
+        theirs, ours = (
+            {f"{field}.{name}": value for name, value in flatten(config).items()}
+            for config in (part.config, getattr(model, field))
+        )
         if not ours.get("y_encoder.dense_widths", True):
             theirs["y_encoder.dense_widths"] = ()  # the run switches the Dense heads off
         check_same(f"init.{field}={directory!r}", theirs, ours)
@@ -127,5 +121,5 @@ def open_initial(config: Config, mesh: jax.sharding.Mesh) -> Initial:
             theirs = part.config.model
         else:
             theirs = run_config(find_run(place(init.model))[0]).model
-        check_same(f"init.model={init.model!r}", _flat(theirs, ""), _flat(model, ""))
+        check_same(f"init.model={init.model!r}", flatten(theirs), flatten(model))
     return Initial(config, opened)

@@ -165,7 +165,7 @@ def _read(index: int, source: Source, config: Config) -> np.ndarray | BadRecordE
         record = source[index]
         return read_frames(
             record.media,
-            dataset.frames or config.data.frames,
+            dataset.frames,
             resize=config.data.resize,
             crop=config.model.x_encoder.image_size,
             name=record.name,

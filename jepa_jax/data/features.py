@@ -77,7 +77,7 @@ def made_with(config: Config) -> dict[str, int | float | str | bool | None]:
     (dataset,) = data.datasets
     limits = dataclasses.asdict(Limits.of(data))
     return {
-        "data.frames": dataset.frames or data.frames,
+        "data.frames": dataset.frames,
         "data.span": dataset.span,
         "data.resize": data.resize,
         # They say which records are left out.
