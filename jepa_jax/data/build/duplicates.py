@@ -50,6 +50,14 @@ class HashTexts:
         save(hashes, found, self.split)
 
 
+def kept_texts(split: Split, shard: int) -> list[np.ndarray] | None:
+    """Which texts of each of a shard's records are the first of their like; None if that was not asked."""
+    texts = split.state(shard, "texts.npy")
+    if not texts.exists():
+        return None
+    return np.split(np.load(texts), np.cumsum(np.load(split.state(shard, "counts.npy")))[:-1])
+
+
 def mark_duplicates(split: Split) -> None:
     """Write for every text of every shard whether it is the first of its like: the one with the lowest
     place in the source, and in its record.

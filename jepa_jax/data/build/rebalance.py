@@ -13,7 +13,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-from jepa_jax.data.build.duplicates import save
+from jepa_jax.data.build.duplicates import kept_texts, save
 from jepa_jax.data.build.layout import BuildError, Split, replacing
 from jepa_jax.data.build.prepare import rows_of
 from jepa_jax.data.records import Source
@@ -66,7 +66,7 @@ class NgramEmbedder:
         return counts @ self.directions
 
 
-def _text(split: Split, source: Source, index: int, kept: np.ndarray | None) -> str:
+def _text(source: Source, index: int, kept: np.ndarray | None) -> str:
     """All that a record says, less the texts that are removed; "" for nothing."""
     rows = rows_of(source, index)
     marks = np.ones(len(rows), bool) if kept is None else kept
@@ -76,17 +76,9 @@ def _text(split: Split, source: Source, index: int, kept: np.ndarray | None) -> 
     return "\n".join(word for word in words if word)
 
 
-def _kept(split: Split, shard: int) -> list[np.ndarray] | None:
-    """Which texts of each of a shard's records the search for duplicates left."""
-    texts = split.state(shard, "texts.npy")
-    if not texts.exists():
-        return None
-    return np.split(np.load(texts), np.cumsum(np.load(split.state(shard, "counts.npy")))[:-1])
-
-
 def _texts(split: Split, source: Source, shard: int, places) -> list[str]:
-    kept, first = _kept(split, shard), split.indices(shard).start
-    return [_text(split, source, first + p, None if kept is None else kept[p]) for p in places]
+    kept, first = kept_texts(split, shard), split.indices(shard).start
+    return [_text(source, first + p, None if kept is None else kept[p]) for p in places]
 
 
 def find_clusters(split: Split, source: Source, clusters: int, seed: int, embed: Embed | None) -> None:

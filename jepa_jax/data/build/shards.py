@@ -10,6 +10,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from jepa_jax.data import schema
+from jepa_jax.data.build.duplicates import kept_texts
 from jepa_jax.data.build.layout import Split, replacing, write_json
 from jepa_jax.data.build.prepare import Prepare
 from jepa_jax.data.build.tally import Tally
@@ -36,13 +37,9 @@ class Selection:
     """Which of a shard's records and texts are kept, by what was found of all of them before."""
 
     def __init__(self, split: Split, shard: int):
-        texts, records = (split.state(shard, kind) for kind in ("texts.npy", "records.npy"))
-        count = len(split.indices(shard))
+        records, count = split.state(shard, "records.npy"), len(split.indices(shard))
         self._records = np.load(records) if records.exists() else np.ones(count, bool)
-        self._texts = None
-        if texts.exists():
-            counts = np.load(split.state(shard, "counts.npy"))
-            self._texts = np.split(np.load(texts), np.cumsum(counts)[:-1])
+        self._texts = kept_texts(split, shard)
 
     def removed(self, place: int) -> str | None:
         """Why the record at a place in the shard is not wanted; None if it is."""
