@@ -62,7 +62,7 @@ def peak(devices: list[jax.Device]) -> tuple[float | None, str]:
     return chip.flops / chip.devices * len(devices), f"{chip.name}, bfloat16, {chip.source}"
 
 
-def open_batches(config: Config, mesh: jax.sharding.Mesh, wanted: bool) -> tuple[Iterator, str]:
+def open_batches(config: Config, wanted: bool) -> tuple[Iterator, str]:
     """Batches of this host, endlessly, and where they come from: the config's dataset, or random
     numbers where they are `wanted` or the dataset is not to be had."""
     if not wanted:
@@ -129,7 +129,7 @@ def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> di
         )
     lengths = config.data.length_buckets[-1]
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length_buckets=(lengths,)))
-    batches, source = open_batches(config, mesh, synthetic_data)
+    batches, source = open_batches(config, synthetic_data)
     limit, limit_source = peak(jax.devices())
     flops = {name: x * config.batch_size for name, x in model_flops(config, *lengths).items()}
     with jax.set_mesh(mesh):

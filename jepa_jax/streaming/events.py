@@ -38,7 +38,6 @@ class EventLog:
         self._file = path.open("w", encoding="utf-8", buffering=1)
         self._open: Event | None = None
         self.decodes = 0
-        self.events = 0
 
     def add(self, decode: Decode, text: str, score: float) -> bool:
         """Whether this is a new event."""
@@ -49,7 +48,6 @@ class EventLog:
             return False
         self.end(decode.start)
         self._open = Event(decode.start, decode.start, decode.middle, text, score)
-        self.events += 1
         return True
 
     def end(self, seconds: float) -> None:
