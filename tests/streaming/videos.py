@@ -16,11 +16,6 @@ def frames_of(*scenes: tuple[str, int]) -> list[np.ndarray]:
     return [np.full((48, 64, 3), COLOURS[name], np.uint8) for name, count in scenes for _ in range(count)]
 
 
-def colour_of(pixels: np.ndarray) -> str:
-    """The nearest of the colours."""
-    return min(COLOURS, key=lambda name: np.abs(pixels - np.array(COLOURS[name], float)).mean())
-
-
 def write(path: pathlib.Path, frames: list[np.ndarray], rate: int, **options: str) -> pathlib.Path:
     """A video file, its format by its name."""
     with av.open(str(path), "w", options=options) as container:

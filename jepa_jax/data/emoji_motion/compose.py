@@ -11,7 +11,6 @@ from jepa_jax.data.emoji_motion.pack import load_pack
 from jepa_jax.data.emoji_motion.scene import DIRECTIONS, Background, Scene
 from jepa_jax.data.emoji_motion.things import THINGS
 
-ARTWORKS: tuple[str, ...] = ("google", "fluent_3d", "animated")
 # A sprite is kept at these scales, so that the bilinear sampling below never shrinks by more than
 # sqrt(2) and hence needs no prefilter.
 LEVEL_SCALES = tuple(2.0 ** (-half / 2) for half in range(7))
@@ -58,7 +57,7 @@ def make_sprite(frames: np.ndarray) -> Sprite:
 
 @functools.cache
 def load_artwork(kind: str) -> dict[str, Sprite]:
-    """Returns {name: sprite} of one of `ARTWORKS`; "animated" lacks some of the things."""
+    """Returns {name: sprite} of "google", "fluent_3d" or "animated"; the last lacks some of the things."""
     pack = load_pack()
     if kind == "animated":
         pairs = zip(pack.animated_thing, pack.animated, strict=True)

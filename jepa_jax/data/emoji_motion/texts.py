@@ -126,12 +126,6 @@ def count_phrasings(count: int) -> list[str]:
     }[count]
 
 
-def caption(scene: Scene, phrasing: int = 0) -> str:
-    """Returns the scene's caption in that phrasing, counted round if there are fewer."""
-    phrasings = caption_phrasings(scene.thing, scene.motion, scene.second)
-    return phrasings[phrasing % len(phrasings)]
-
-
 def pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
     """Returns (kind, query, target) of each question the clip can answer.
 

@@ -149,8 +149,6 @@ THINGS: tuple[Thing, ...] = (
     Thing("leaf", "1f341", "plant"),
 )
 
-INDEX: dict[str, int] = {thing.name: index for index, thing in enumerate(THINGS)}
-
 
 def with_article(name: str) -> str:
     """Returns the name behind its indefinite article: "a cat", "an owl"."""
