@@ -1,7 +1,7 @@
 """BERT-family sentence encoders: the name table of Hugging Face's checkpoints."""
 
 from jepa_jax.config import BertConfig
-from weights_conversion.engine import SAME, TRANSPOSE, Rule, Unused, require
+from weights_conversion.engine import SAME, TRANSPOSE, Rule, Unused, prefixed, require
 
 UNUSED = [
     Unused(r"embeddings\.position_ids", "0, 1, 2, ..., a buffer"),
@@ -41,7 +41,7 @@ def rules(config: BertConfig, prefix: str = "") -> list[Rule]:
                     layers=range(config.layers),
                 )
             )
-    return [Rule(r.ours, prefix + r.theirs, r.transform, layers=r.layers) for r in table]
+    return prefixed(table, theirs=prefix)
 
 
 def kept(names, prefix: str = "") -> list[Rule]:

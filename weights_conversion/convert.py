@@ -19,7 +19,7 @@ from jepa_jax import flags, parts
 from jepa_jax.config import BertConfig
 from jepa_jax.parts import LanguageModelConfig, LazyArray
 from weights_conversion import bert, gemma, llama, open_vljepa, vjepa2
-from weights_conversion.engine import ConversionError, Rule, Unused, plan
+from weights_conversion.engine import ConversionError, Rule, Unused, plan, prefixed, prefixed_unused
 from weights_conversion.files import sha256
 from weights_conversion.sources import Source
 from weights_conversion.tokenizers import write_tokenizer
@@ -143,9 +143,8 @@ def _vjepa2(source: Source, assignments) -> Conversion:
     config = flags.override(vjepa2.config_from(reference_config(source)), assignments)
     prefix = "vjepa2." if any(n.startswith("vjepa2.") for n in source.tensors.info) else ""
     names = [n.removeprefix(prefix) for n in source.tensors.info]
-    rules = [dataclasses.replace(r, theirs=prefix + r.theirs) for r in vjepa2.rules(config)]
-    kept = [dataclasses.replace(r, theirs=prefix + r.theirs) for r in vjepa2.kept(names)]
-    unused = vjepa2.UNUSED + [Unused(prefix.replace(".", r"\.") + u.pattern, u.reason) for u in vjepa2.UNUSED]
+    rules, kept = (prefixed(table, theirs=prefix) for table in (vjepa2.rules(config), vjepa2.kept(names)))
+    unused = vjepa2.UNUSED + prefixed_unused(vjepa2.UNUSED, prefix)
     return Conversion("x_encoder", config, source, rules, unused, kept, prefix=prefix)
 
 
@@ -227,7 +226,7 @@ def _bert(source: Source, assignments) -> Conversion:
     config = flags.override(bert.config_from(reference_config(source), pool), assignments)
     names = source.tensors.info
     prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
-    unused = bert.UNUSED + [Unused(prefix.replace(".", r"\.") + u.pattern, u.reason) for u in bert.UNUSED]
+    unused = bert.UNUSED + prefixed_unused(bert.UNUSED, prefix)
     kept = bert.kept(names, prefix)
     return Conversion("y_encoder", config, source, bert.rules(config, prefix), unused, kept, prefix=prefix)
 

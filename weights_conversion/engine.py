@@ -109,6 +109,11 @@ def prefixed(rules: Sequence[Rule], *, ours: str = "", theirs: str = "") -> list
     return [replace(r, ours=ours + r.ours, theirs=theirs + r.theirs) for r in rules]
 
 
+def prefixed_unused(unused: Sequence[Unused], theirs: str) -> list[Unused]:
+    """What is not needed, inside something larger."""
+    return [replace(u, pattern=re.escape(theirs) + u.pattern) for u in unused]
+
+
 def _cut(x: np.ndarray, share: tuple[int, int]) -> np.ndarray:
     k, n = share
     size = x.shape[0] // n

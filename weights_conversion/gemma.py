@@ -12,6 +12,7 @@ from weights_conversion.engine import (
     Rule,
     Transform,
     Unused,
+    require,
     require_plain_rope,
 )
 from weights_conversion.tensors import Tensors
@@ -38,19 +39,16 @@ _OF_A_LAYER = [
     ("mlp/down/kernel", "mlp.down_proj", "ffn_down"),
     ("norm_after_mlp/scale", "post_feedforward_layernorm", "post_ffw_norm"),
 ]
-# GGUF stores a norm's gain as 1 + w.
-_MINUS_ONE = Transform(lambda x: x - np.ones((), x.dtype), lambda x: x + np.ones((), x.dtype))
-
-
-def _without_check(transform: Transform) -> Transform:
-    """Shapes are worked out on booleans, which do not subtract."""
-    return Transform(lambda x: x if x.dtype == bool else transform.forward(x), transform.backward)
+# GGUF stores a norm's gain as 1 + w. Shapes are worked out on booleans, which do not subtract.
+_MINUS_ONE = Transform(
+    lambda x: x if x.dtype == bool else x - np.ones((), x.dtype), lambda x: x + np.ones((), x.dtype)
+)
 
 
 def rules(config: YEncoderConfig, style: str, *, prefix: str = "") -> list[Rule]:
     """The table; `style` is "hf" or "gguf", `prefix` stands before Hugging Face's names."""
     column = ("hf", "gguf").index(style)
-    norm = SAME if style == "hf" else _without_check(_MINUS_ONE)
+    norm = SAME if style == "hf" else _MINUS_ONE
     layer = (f"{prefix}layers.{{}}", "blk.{}")[column]
     table = []
     for ours, *theirs in _OF_A_LAYER:
@@ -77,15 +75,9 @@ def config_from(reference, dense_widths: Sequence[int] = ()) -> YEncoderConfig:
     Raises:
       ConversionError: it asks for something that is not built.
     """
-    for name, wanted in (
-        ("hidden_activation", "gelu_pytorch_tanh"),
-        ("attention_bias", False),
-        ("attn_logit_softcapping", None),
-    ):
-        if getattr(reference, name) != wanted:
-            raise ConversionError(
-                f"config.json: {name}={getattr(reference, name)!r}; only {wanted!r} is built"
-            )
+    require(
+        reference, hidden_activation="gelu_pytorch_tanh", attention_bias=False, attn_logit_softcapping=None
+    )
     rope = reference.rope_parameters
     for kind in ("sliding_attention", "full_attention"):
         if rope[kind]["rope_type"] != "default":

@@ -1,6 +1,7 @@
 """Llama architecture: the name tables of Hugging Face, Meta's own checkpoints, and GGUF."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ from weights_conversion.engine import (
     Rule,
     Unused,
     neighbours_to_halves,
+    require,
     require_plain_rope,
 )
 from weights_conversion.tensors import Tensors
@@ -74,16 +76,14 @@ def rules(
 def not_asked_for(style: str, prefix: str, first_layer: int, *, with_head: bool, tied: bool) -> list[Unused]:
     """What a part leaves in the source on purpose."""
     column = STYLES.index(style)
-    layer = _LAYER[column].replace("{}", "").replace(".", r"\.")
-    head = _HEAD[1:][column].replace(".", r"\.")
+    layer = re.escape(prefix + _LAYER[column].removesuffix("{}"))
     dropped = []
     if first_layer:
         numbers = "|".join(map(str, range(first_layer)))
-        pattern = rf"{prefix.replace('.', chr(92) + '.')}{layer}({numbers})\..*"
-        dropped.append(Unused(pattern, "layers before those that were asked for"))
+        dropped.append(Unused(rf"{layer}({numbers})\..*", "layers before those that were asked for"))
     if tied or not with_head:
         reason = "tied to the token embedding" if tied else "the predictor has no language-model head"
-        dropped.append(Unused(head, reason))
+        dropped.append(Unused(re.escape(_HEAD[1:][column]), reason))
     return dropped
 
 
@@ -93,11 +93,7 @@ def config_from(reference) -> LanguageModelConfig:
     Raises:
       ConversionError: it asks for something that is not built.
     """
-    for name, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if getattr(reference, name) != wanted:
-            raise ConversionError(
-                f"config.json: {name}={getattr(reference, name)!r}; only {wanted!r} is built"
-            )
+    require(reference, hidden_act="silu", attention_bias=False, mlp_bias=False)
     rope = reference.rope_parameters
     scaling = None
     if rope["rope_type"] == "llama3":

@@ -12,7 +12,15 @@ from jepa_jax.config import (
     YEncoderConfig,
 )
 from weights_conversion import gemma, llama, vjepa2
-from weights_conversion.engine import SAME, TRANSPOSE, ConversionError, Rule, Unused, prefixed
+from weights_conversion.engine import (
+    SAME,
+    TRANSPOSE,
+    ConversionError,
+    Rule,
+    Unused,
+    prefixed,
+    prefixed_unused,
+)
 from weights_conversion.tensors import TensorInfo
 
 # The keys a state dict may be nested under, and the wrapper its names may carry.
@@ -21,7 +29,7 @@ _X, _P, _Y = "x_encoder.model.", "predictor.", "y_encoder.model."
 UNUSED = [
     Unused(r"predictor\.rotary_emb\..*", "computed from the configuration"),
     Unused(r"y_encoder\.model\.(layers\.\d+\.self_attn\.)?rotary_emb.*", "computed from the configuration"),
-    *(Unused(_X.replace(".", r"\.") + u.pattern, u.reason) for u in vjepa2.UNUSED),
+    *prefixed_unused(vjepa2.UNUSED, _X),
 ]
 TEMPERATURE = 0.07
 HEADS = [

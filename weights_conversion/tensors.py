@@ -281,7 +281,7 @@ class GGUF:
             reader = _gguf_reader(gguf, file)
             self._tensors = {t.name: t for t in reader.tensors}
         except Exception as error:  # the reader raises whatever a cut file leads it to
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UsageError(f"{file} is truncated or no GGUF file ({reason}): download it again") from error
         self.metadata = {
             key: field.contents()

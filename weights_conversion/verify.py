@@ -111,9 +111,10 @@ def _both_directions(mask: np.ndarray):
     return import_torch().from_numpy(np.broadcast_to(hidden, shape).copy())
 
 
-def llama_rows(module, config, theirs, *, logits=None, length: int = 64) -> Iterator[Row]:
+def llama_rows(module, config, theirs, *, logits=None) -> Iterator[Row]:
     """Tokens with padding; both directions unless the part is causal."""
     torch = import_torch()
+    length = 64
     ids, mask = _tokens(config.vocab_size, length)
     theirs_mask = torch.from_numpy(mask.astype(np.int64)) if config.causal else _both_directions(mask)
     tokens, out = torch.from_numpy(ids.astype(np.int64)), {}
@@ -266,7 +267,7 @@ def verify(conversion: Conversion, folder: pathlib.Path) -> bool:
     rows: list[Row] = []
     print(f"{'':28}{'relative RMS':>14}{'worst':>12}")
     for weights in export.open_weights(folder)[0]:
-        inner = _inside(module, part.name, weights.name)
+        inner = getattr(module, weights.name) if part.name == "vl_jepa" else module
         with tempfile.TemporaryDirectory() as scratch, jax.default_matmul_precision("highest"):
             reference = _reference(weights, conversion, pathlib.Path(scratch))
             for row in part_rows(weights.name, inner, weights.config, reference):
@@ -280,7 +281,3 @@ def verify(conversion: Conversion, folder: pathlib.Path) -> bool:
         f"{WORST_TOLERANCE:g} at the worst element"
     )
     return not bad
-
-
-def _inside(module, whole: str, name: str):
-    return getattr(module, name) if whole == "vl_jepa" else module

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from jepa_jax.config import XEncoderConfig
-from weights_conversion.engine import SAME, TRANSPOSE, ConversionError, Rule, Transform, Unused
+from weights_conversion.engine import SAME, TRANSPOSE, ConversionError, Rule, Transform, Unused, require
 from weights_conversion.tensors import TensorInfo
 
 _LINEAR = {"kernel": ("weight", TRANSPOSE), "bias": ("bias", SAME)}
@@ -120,11 +120,7 @@ def config_from(reference) -> XEncoderConfig:
     Raises:
       ConversionError: it asks for something V-JEPA 2's released encoders do not have.
     """
-    for name, wanted in (("hidden_act", "gelu"), ("qkv_bias", True), ("in_chans", 3)):
-        if getattr(reference, name) != wanted:
-            raise ConversionError(
-                f"config.json: {name}={getattr(reference, name)!r}; only {wanted!r} is built"
-            )
+    require(reference, hidden_act="gelu", qkv_bias=True, in_chans=3)
     return XEncoderConfig(
         width=reference.hidden_size,
         layers=reference.num_hidden_layers,
