@@ -13,7 +13,7 @@ from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.flags import UsageError, config_to_json
 from jepa_jax.initial import open_initial
 from jepa_jax.sharding import make_mesh
-from jepa_jax.state import abstract_state, init_state, to_items
+from jepa_jax.state import abstract_state, draw_state, to_items
 from tests import tiny
 from tests.parts_test import weights, write
 
@@ -24,13 +24,20 @@ def run(init: c.InitConfig, **changes) -> c.Config:
     return tiny.run_config(optim=FROZEN, init=init, **changes)
 
 
+@functools.cache
+def draw(config: c.Config, fsdp: int):
+    """The state that a run draws, whatever it is to start from: compiled once."""
+    mesh = make_mesh(fsdp)
+    with jax.set_mesh(mesh):
+        return draw_state(config, jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh)[1]))
+
+
 def start(config: c.Config, fsdp: int = 1) -> tuple[dict, dict]:
     """The parameters that a new run draws, and those it begins with."""
     mesh = make_mesh(fsdp)
     initial = open_initial(config, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh)[1])
+    drawn = draw(dataclasses.replace(config, init=c.InitConfig()), fsdp)
     with jax.set_mesh(mesh):
-        drawn = jax.jit(lambda: init_state(config)[1], out_shardings=shardings)()
         state = initial.apply(drawn)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(drawn), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
