@@ -83,7 +83,8 @@ def assert_frozen(before, after) -> None:
         np.testing.assert_array_equal(np.asarray(after[name]), np.asarray(x))
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+# With 4, `topology_test.py` has a step whose next is the same on one device.
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
 def test_one_device_and_eight_agree_on_the_training_step(fsdp):
     """Both steps start from the same state on both, so that each is compared by itself."""
     step = step_on(8, fsdp)
@@ -142,20 +143,27 @@ def test_nodes_that_no_mesh_fits_are_said():
         make_mesh(2, [Gpu(i, i // 10) for i in range(16)])
 
 
+MUON = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, name="muon"))
+
+
+@functools.cache
+def muon_on_one_device():
+    """Muon's update, its inputs after a first one, and what it makes of them."""
+    state = tiny.state(MUON)[1]
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), state.trained)
+    update = jax.jit(make_optimizer(MUON.optim, 10).update)
+    _, moved = update(grads, state.optimizer, state.trained)
+    inputs = (grads, moved, state.trained)
+    return update, inputs, update(*inputs)[0]
+
+
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_muon_s_matrices_may_be_split(fsdp):
     """Its update needs the whole of a matrix, of which a device has a share."""
-    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, name="muon"))
-    state = tiny.state(config)[1]
-    rng = np.random.default_rng(0)
-    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), state.trained)
-    update = jax.jit(make_optimizer(config.optim, 10).update)
-    # On one device, from the state that a first update leaves.
-    _, moved = update(grads, state.optimizer, state.trained)
-    expected, _ = update(grads, moved, state.trained)
+    update, inputs, expected = muon_on_one_device()
     mesh = make_mesh(fsdp, jax.devices()[:8])
-    places = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh)[1])
-    inputs = (grads, moved, state.trained)
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(MUON, mesh)[1])
     inputs = jax.device_put(inputs, (places.trained, places.optimizer, places.trained))
     found, kept = update(*inputs)
     for name, x in tiny.parameters(expected).items():
