@@ -3,7 +3,6 @@
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -25,6 +24,7 @@ from tests import distributed_test as hosts
 from tests import tiny
 from tests.checkpoint_test import equal, items, template
 from tests.parts_test import weights, write
+from tests.processes import free_port
 
 DEVICES = 4
 
@@ -32,9 +32,7 @@ DEVICES = 4
 @pytest.fixture(scope="module")
 def bucket():
     """An empty bucket, for this process and those that it starts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tests.bucket", str(port)]
     # Its pipe breaks whenever a client has heard enough, and it says so each time.
     server = subprocess.Popen(

@@ -6,7 +6,6 @@ import functools
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
@@ -32,6 +31,7 @@ from jepa_jax.sharding import shard_global_batch
 from jepa_jax.state import abstract_state, draw_state
 from jepa_jax.step import abstract_batch, train_step
 from tests import tiny
+from tests.processes import environment, free_port
 from tests.records import Records, example
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -190,14 +190,9 @@ def start(tmp_path, out, moment: str, *arguments: str) -> subprocess.Popen:
     program = "from tests.cache_features_test import child; child()"
     command = [sys.executable, "-c", program, moment, f"--config={tmp_path / 'config.py'}", f"--out={out}"]
     # As `conftest.py` sets them for this process: programs must be the same to the last bit.
-    environment = {
-        **os.environ,
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environ = environment() | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*command, *arguments], env=environment, cwd=ROOT, **output)
+    return subprocess.Popen([*command, *arguments], env=environ, cwd=ROOT, **output)
 
 
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files(whole, tmp_path, monkeypatch):
@@ -222,9 +217,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files(whole, tmp
 
 
 def test_two_hosts_share_the_records_and_give_the_same_tokens(whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     out = tmp_path / "cache"
     several = [f"--coordinator=127.0.0.1:{port}", "--processes=2", "--heartbeat=10", "--batch_size=16"]
     hosts = [start(tmp_path, out, "never", *several, f"--process={i}") for i in range(2)]

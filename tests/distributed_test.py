@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 
 from jepa_jax import distributed, flags
+from tests.processes import environment, free_port
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS, DEVICES = 9, 4
@@ -25,18 +24,7 @@ def start(
 ) -> list[subprocess.Popen]:
     """The processes of a run, each with so many devices; each writes to WORKDIR-I.log. `of_each`: lists of
     arguments, one for each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        # They compile much and run little.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    port = free_port()
     command = [sys.executable, "-m", "jepa_jax.train", "--config=tests/tiny_config.py"]
     command += ["--config.data.length_buckets=((16,16),)"]
     command += [f"--workdir={workdir}", f"--config.data.data_dir={data_dir}", f"--config.steps={STEPS}"]
@@ -50,7 +38,7 @@ def start(
             subprocess.Popen(
                 [*command, *arguments, *own, "--heartbeat=10"],
                 cwd=ROOT,
-                env=environment,
+                env=environment(devices, data_dir / "compiled"),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -316,15 +304,12 @@ assert again.steps() == [1, 2]
 
 
 def test_a_checkpoint_that_one_host_cannot_read_is_none_for_all_and_can_be_saved_again(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    port = str(free_port())
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CHECKPOINTS, port, str(i), str(tmp_path / "checkpoints")],
             cwd=ROOT,
-            env=environment,
+            env=environment(),
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -3,7 +3,6 @@ loss's fields are in `models/config_fields_test.py`, the optimizer's in `optim_t
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.evaluation import clips
+from tests.processes import environment
 from tests.records import Records
 from tests.tiny_config import config as tiny
 from tests.train_test import CONFIG, ROOT
@@ -273,20 +273,13 @@ def test_fsdp_shapes_the_mesh(fsdp):
 def test_every_field_of_a_run(tmp_path):
     """Without --workdir, so that the name tells where it is written."""
     arguments = [f"--config.{name}={value}" for name, value in RUN.items()]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-        # It compiles much and runs little.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    environ = environment(2) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "jepa_jax.train", f"--config={CONFIG}"]
     # One shape, one program to compile.
     command += [f"--config.data.data_dir={tmp_path / 'data'}", "--config.data.length_buckets=((16,16),)"]
     command += arguments
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data" / "emoji_motion" / "tiny").is_dir()
