@@ -1,7 +1,6 @@
 """The run as a whole, in processes of its own: kills, resumes, mistakes, what it leaves behind."""
 
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -14,6 +13,7 @@ import jax
 import pytest
 
 from jepa_jax import flags, train
+from tests.processes import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "tests" / "tiny_config.py"
@@ -21,24 +21,25 @@ CONFIG = ROOT / "tests" / "tiny_config.py"
 
 def start(workdir: pathlib.Path, data_dir: pathlib.Path, *arguments: str) -> subprocess.Popen:
     """A training process of the tiny config."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-        # They compile much and run little.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     command = [sys.executable, "-m", "jepa_jax.train", f"--config={CONFIG}", f"--workdir={workdir}"]
     return subprocess.Popen(
         [*command, f"--config.data.data_dir={data_dir}", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=environment(2, data_dir / "compiled"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def train_here(workdir: pathlib.Path, data_dir: pathlib.Path, *arguments: str) -> int:
+    """The exit status of the tiny config's training in this process: what is refused is so at once."""
+    given = [f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data.data_dir={data_dir}"]
+    cache = jax.config.jax_compilation_cache_dir
+    try:
+        return flags.run(train.main, [*given, *arguments])
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -79,13 +80,23 @@ def test_a_run_leaves_what_it_promises(whole_run):
     assert {"samples_per_second", "data_wait", "learning_rate"} <= row.keys()
 
 
-def test_another_seed_gives_another_run(whole_run, data_dir, tmp_path):
-    """That the same gives the same is in the tests of kills, from the first step on."""
+def test_another_seed_gives_another_run_and_a_second_training_in_its_place_is_refused(
+    whole_run, data_dir, tmp_path, capsys
+):
+    """The same seed's same numbers are in the tests of kills, from the first step on. Two trainings would
+    move each other's half-written checkpoints and write their lines into one metrics.jsonl."""
     workdir = tmp_path / "run"
     process = start(workdir, data_dir, "--config.seed=1")
-    wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and losses(workdir))
-    process.kill()
-    process.wait()
+    try:
+        wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and losses(workdir))
+        process.send_signal(signal.SIGSTOP)  # at work, however fast it is
+        assert process.poll() is None
+        assert train_here(workdir, data_dir, "--config.seed=1") == 2
+    finally:
+        process.kill()
+        process.wait()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: another training is at work in {workdir}" in error
     assert losses(workdir)[0] != losses(whole_run[0])[0]
 
 
@@ -140,14 +151,12 @@ def test_a_finished_run_trains_no_further_and_what_it_started_from_may_be_gone(w
     assert losses(workdir) == losses(whole_run[0])
 
 
-def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir):
+def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir, capsys):
     workdir, _ = whole_run
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    process = start(workdir, data_dir, "--config.optim.learning_rate=0.5")
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 2
-    assert "another config (optim.learning_rate is 0.003 there, 0.5 now): name another --workdir" in output
-    assert "Traceback" not in output
+    assert train_here(workdir, data_dir, "--config.optim.learning_rate=0.5") == 2
+    error = capsys.readouterr().err
+    assert "another config (optim.learning_rate is 0.003 there, 0.5 now): name another --workdir" in error
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
@@ -175,13 +184,7 @@ def test_a_mistake_is_one_sentence_and_status_2(data_dir, tmp_path):
     ],
 )
 def test_a_mistake_leaves_nothing_written(data_dir, tmp_path, capsys, argument, sentence):
-    """In this process, which is quicker than one for each."""
-    given = [f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}"]
-    cache = jax.config.jax_compilation_cache_dir
-    try:
-        assert flags.run(train.main, [*given, *argument.split()]) == 2
-    finally:
-        jax.config.update("jax_compilation_cache_dir", cache)
+    assert train_here(tmp_path / "run", data_dir, *argument.split()) == 2
     error = capsys.readouterr().err
     assert sentence in error.splitlines()[-1]
     assert not (tmp_path / "run").exists()
@@ -198,18 +201,3 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_check
     step = int(output.split("at step ")[1].split(";")[0])
     kept = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
     assert all(k < step for k in kept)
-
-
-def test_two_trainings_in_one_work_directory_are_refused(data_dir, tmp_path):
-    """Each would move the other's half-written checkpoints and write its lines into one metrics.jsonl."""
-    workdir = tmp_path / "run"
-    first = start(workdir, data_dir)
-    try:
-        wait_for(first, (workdir / "metrics.jsonl").exists)
-        second = start(workdir, data_dir)
-        output = second.communicate(timeout=120)[0]
-        assert second.returncode == 2, output
-        assert f"error: another training is at work in {workdir}" in output.splitlines()[-1]
-    finally:
-        first.kill()
-        first.wait()
