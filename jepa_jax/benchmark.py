@@ -26,7 +26,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from jepa_jax import comparison, flags, timing
+from jepa_jax import comparison, distributed, flags, timing
 from jepa_jax.chips import chip_of
 from jepa_jax.config import Config
 from jepa_jax.data import features, pipeline, synthetic
@@ -250,6 +250,7 @@ def main(arguments: list[str]) -> int:
     if values.part and not values.compare:
         raise flags.UsageError("--part says what to compare: give --compare=pytorch too")
     config = flags.override(flags.load_config(values.config), overrides)
+    distributed.check_devices()
     out = values.out or pathlib.Path(f"runs/{config.name}.benchmark.json")
     with flags.as_usage_errors(OSError):
         out.parent.mkdir(parents=True, exist_ok=True)

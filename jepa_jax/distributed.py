@@ -69,8 +69,25 @@ def initialize(values: argparse.Namespace) -> None:
 
     Raises:
       UsageError: only some of the flags, or impossible ones; or JAX was used before, as in a notebook, and
-        there are others.
+        there are others; or there is no device.
     """
+    _join(values)
+    check_devices()
+
+
+def check_devices() -> None:
+    """Raise UsageError where JAX has nothing to compute on: JAX_PLATFORMS names what this machine lacks, or
+    another process holds its TPU."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter, without a word, of "cuda" and no GPU
+        asked = jax.config.jax_platforms
+        wanted = f"no device that JAX_PLATFORMS={asked} names" if asked else "no device to compute on"
+        reason = f": {first_line(error)}" if str(error) else ""
+        raise flags.UsageError(f"JAX finds {wanted}{reason}") from error
+
+
+def _join(values: argparse.Namespace) -> None:
     if jax.distributed.is_initialized():  # by an earlier command in this process
         return
     given = {name: getattr(values, name) for name in ("coordinator", "processes", "process")}

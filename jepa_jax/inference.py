@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from jepa_jax import flags, part_models, parts
+from jepa_jax import distributed, flags, part_models, parts
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import Config
 from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
@@ -396,8 +396,9 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
       A `Model`; for one converted part, `part_models.XEncoderModel`, `YEncoderModel` or `LlamaModel`.
 
     Raises:
-      UsageError: there is no checkpoint, or none is whole.
+      UsageError: there is no checkpoint, or none is whole; or no device.
     """
+    distributed.check_devices()
     with flags.as_usage_errors(PlaceError):
         path = place(directory)
         folder = None if decoder is None else place(decoder)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jepa_jax import distributed, flags
+from jepa_jax import benchmark, distributed, evaluate, flags, train
 from tests.processes import environment, free_port
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -251,6 +251,28 @@ def test_a_notebook_whose_tpu_is_in_use_is_alone(monkeypatch):
     assert not jax.distributed.is_initialized()
     with pytest.raises(flags.UsageError, match="JAX was used before"):
         distributed.initialize(given("--coordinator=127.0.0.1:1", "--processes=2", "--process=0"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        # Of JAX_PLATFORMS=cuda on a machine without a GPU, and of a TPU that another process has.
+        (AssertionError(), "names$"),
+        (RuntimeError("Unable to initialize backend 'tpu': in use\nby 7"), "names: Unable to .*: in use$"),
+    ],
+)
+@pytest.mark.parametrize("command", [train, evaluate, benchmark])
+def test_a_machine_without_the_device_is_told_in_a_sentence(command, error, reason, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("devices", "local_devices", "process_count", "process_index", "default_backend"):
+        monkeypatch.setattr(jax, name, fail)
+    arguments = [f"--checkpoint={tmp_path}"] if command is evaluate else []
+    with pytest.raises(flags.UsageError, match=f"^JAX finds no device that JAX_PLATFORMS=cpu {reason}"):
+        command.main(arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("skips", [False, True])
