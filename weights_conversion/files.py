@@ -10,7 +10,7 @@ from jepa_jax.flags import UsageError
 
 def read_json(file: pathlib.Path, kind: type = dict) -> Any:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} is no JSON file ({error}): download it again") from error
     if not isinstance(found, kind):

@@ -73,7 +73,7 @@ class Source:
         card = self.root / "README.md"
         if not card.is_file():
             return None
-        head = card.read_text(errors="replace").split("---", 2)
+        head = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
         named = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if len(head) == 3 else None
         return named.group(1) if named else None
 

@@ -215,6 +215,32 @@ def test_a_killed_build_goes_on_and_ends_the_same(tmp_path):
     assert len(times) == 2
 
 
+NAMES = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+from build_test import WORDS, BadRecordError, MemorySource, build_in, captions, report
+left_out = BadRecordError("media missing", "größe 🐶.mp4")
+source = MemorySource(captions(*WORDS), skipped=(left_out,), identity="größe \\udcfc.jsonl")
+for _ in range(2):
+    folder, found = build_in(pathlib.Path({here!r}), source)
+assert report.by_cause(folder / report.LEFT_OUT, "train") == "1 media missing (first größe 🐶.mp4)"
+assert report.read(folder)["splits"]["train"]["source"] == source.identity
+"""
+
+
+def test_names_are_kept_whatever_they_are_and_the_locale(tmp_path):
+    """A locale without UTF-8, and an identity that is none."""
+    program = tmp_path / "program.py"
+    code = NAMES.format(tests=str(pathlib.Path(__file__).parent), here=str(tmp_path))
+    program.write_text(code, encoding="utf-8")
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **ascii_alone}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [

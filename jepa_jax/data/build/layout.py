@@ -65,14 +65,14 @@ class Split:
         summary = self.state(shard, "json")
         if not summary.exists():
             return False
-        sizes = json.loads(summary.read_text())["sizes"]
+        sizes = json.loads(summary.read_text(encoding="utf-8"))["sizes"]
         files = (self.shard(shard), self.texts(shard))
         return all(f.exists() and f.stat().st_size == s for f, s in zip(files, sizes, strict=True))
 
     def summaries(self) -> Iterator[dict[str, Any]]:
         """What each shard's writing left of it, in order."""
         for shard in range(self.shards):
-            yield json.loads(self.state(shard, "json").read_text())
+            yield json.loads(self.state(shard, "json").read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
@@ -94,7 +94,9 @@ def replacing(path: pathlib.Path, folder: pathlib.Path) -> Iterator[pathlib.Path
 def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path) -> None:
     """A JSON file, whole or not at all."""
     with replacing(path, folder) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        # What is not UTF-8, as a file's name may be, becomes an escape of JSON's own.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -111,7 +113,7 @@ def claimed(folder: pathlib.Path, settings: dict[str, Any]) -> Iterator[None]:
     with _locked(folder):
         known = folder / SETTINGS
         if known.exists():
-            was = json.loads(known.read_text())
+            was = json.loads(known.read_text(encoding="utf-8"))
             wrong = [key for key in settings.keys() | was.keys() if settings.get(key) != was.get(key)]
             if wrong:
                 key = min(wrong)

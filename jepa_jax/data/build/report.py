@@ -53,14 +53,14 @@ def write_left_out(splits: Mapping[str, Split], sources: Mapping[str, Source], f
             for error in sources[name].skipped:
                 file.write(line_of(error, name))
             for shard in range(split.shards):
-                file.write(split.state(shard, LEFT_OUT).read_text())
+                file.write(split.state(shard, LEFT_OUT).read_text(encoding="utf-8"))
 
 
 def by_cause(file: pathlib.Path, split: str) -> str:
     """ "12 media missing (first a.mp4), 1 text empty (first b.mp4)", the commonest cause first."""
     first: dict[str, str] = {}
     counts: collections.Counter[str] = collections.Counter()
-    with file.open() as lines:
+    with file.open(encoding="utf-8") as lines:
         for line in map(json.loads, lines):
             if line["split"] == split:
                 first.setdefault(line["cause"], line["name"])
@@ -169,4 +169,4 @@ def _draw_clusters(panel, clusters: Mapping[str, dict]) -> None:
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """The report of a complete dataset."""
-    return json.loads((folder / REPORT).read_text())
+    return json.loads((folder / REPORT).read_text(encoding="utf-8"))
