@@ -89,7 +89,7 @@ def made_with(config: Config) -> dict[str, int | float | str | bool | None]:
 
 def identity_of(source: Source) -> str:
     """SHA-256 of what a source says it is."""
-    return hashlib.sha256(source.identity.encode()).hexdigest()
+    return hashlib.sha256(source.identity.encode(errors="backslashreplace")).hexdigest()
 
 
 def read_manifest(folder: epath.PathLike) -> Manifest:

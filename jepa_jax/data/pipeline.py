@@ -44,7 +44,7 @@ def open_sources(data: DataConfig, bad: BadRecords) -> list[Source]:
 def identity(sources: Sequence[Source]) -> str:
     """A hash that changes when any record of the sources does."""
     names = "\n".join(source.identity for source in sources)
-    return hashlib.sha256(names.encode()).hexdigest()[:24]
+    return hashlib.sha256(names.encode(errors="backslashreplace")).hexdigest()[:24]
 
 
 def check_pairs(source: Source, dataset: DatasetConfig) -> None:

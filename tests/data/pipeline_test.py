@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import types
 
 import ml_dtypes
 import numpy as np
@@ -391,3 +392,8 @@ def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targe
 def test_what_cannot_work_is_said_at_once(config, source, hosts, sentence):
     with pytest.raises(ValueError, match=sentence):
         pipeline.batches(config, [source], TOKENIZERS, process_count=hosts)
+
+
+def test_files_whose_names_are_not_utf_8_have_an_identity():
+    one, other = (types.SimpleNamespace(identity=f"manifest train-{c}.jsonl") for c in "\udcfc\udce4")
+    assert len({pipeline.identity([source]) for source in (one, other)}) == 2
