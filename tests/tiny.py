@@ -108,7 +108,7 @@ def build(make, weights):
         weights = {name: weights(name, x.shape) for name, x in wanted.items()}
     shapes = {name: np.shape(x) for name, x in weights.items()}
     assert shapes == {name: x.shape for name, x in wanted.items()}
-    leaves = [jnp.asarray(weights[name], jnp.float32) for name in wanted]
+    leaves = [jnp.asarray(np.asarray(weights[name], np.float32)) for name in wanted]
     return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
 
@@ -215,8 +215,9 @@ def state(config: c.Config) -> tuple[nnx.GraphDef, TrainState]:
     """A model's structure and the state of a run that starts from random weights."""
     graphdef, empty = jax.eval_shape(functools.partial(init_state, config))
 
+    # Made by NumPy: JAX would compile a program for each shape.
     def fill(path, x):
-        return jnp.asarray(random_weight(names(path), x.shape), x.dtype)
+        return jnp.asarray(np.asarray(random_weight(names(path), x.shape), x.dtype))
 
     return graphdef, dataclasses.replace(
         empty,
@@ -224,5 +225,5 @@ def state(config: c.Config) -> tuple[nnx.GraphDef, TrainState]:
         key=jax.random.key(config.seed),
         trained=jax.tree_util.tree_map_with_path(fill, empty.trained),
         frozen=jax.tree_util.tree_map_with_path(fill, empty.frozen),
-        optimizer=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty.optimizer),
+        optimizer=jax.tree.map(lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), empty.optimizer),
     )
