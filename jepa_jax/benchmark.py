@@ -31,7 +31,7 @@ from jepa_jax.chips import chip_of
 from jepa_jax.config import Config
 from jepa_jax.data import features, pipeline, synthetic
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
-from jepa_jax.data.loader import Loader
+from jepa_jax.data.loader import Loader, WorkerEndedError
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.errors import first_line
 from jepa_jax.flops import model_flops
@@ -258,7 +258,8 @@ def main(arguments: list[str]) -> int:
         found = _compare(config, values.part or "step", values.steps)
         text = report_comparison(found)
     else:
-        found = benchmark(config, values.steps, synthetic_data=values.synthetic)
+        with flags.as_usage_errors(WorkerEndedError):
+            found = benchmark(config, values.steps, synthetic_data=values.synthetic)
         text = report(found)
     print(text)
     with flags.as_usage_errors(OSError):

@@ -97,6 +97,7 @@ def run_steps(
     Raises:
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
+      WorkerEndedError: one of `data.workers` died.
     """
     step, unlogged = start, None
     log = RunLog(workdir, config, start, write=distributed.is_main())

@@ -24,7 +24,7 @@ from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import Config
 from jepa_jax.data import advice, features, pipeline
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
-from jepa_jax.data.loader import Loader
+from jepa_jax.data.loader import Loader, WorkerEndedError
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.evaluation.clips import open_split
 from jepa_jax.evaluation.emoji_motion import TASKS
@@ -75,6 +75,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         be written, or it has checkpoints and none is whole.
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
+      WorkerEndedError: one of `data.workers` died.
     """
     # Each host counts the records that it reads itself.
     host = "" if distributed.is_main() else f".{jax.process_index()}"
@@ -191,7 +192,7 @@ def main(arguments: list[str]) -> int:
     try:
         with distributed.ending_together(workdir):
             return train(config, workdir)
-    except (NotFiniteError, TooManyBadRecordsError) as error:
+    except (NotFiniteError, TooManyBadRecordsError, WorkerEndedError) as error:
         return loop.report_failure(error, workdir)
 
 

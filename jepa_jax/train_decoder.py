@@ -30,7 +30,7 @@ from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import DataConfig, DecoderConfig
 from jepa_jax.data import pipeline
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
-from jepa_jax.data.loader import Loader
+from jepa_jax.data.loader import Loader, WorkerEndedError
 from jepa_jax.data.targets import target_batches
 from jepa_jax.data.tokenizer import load_decoder_tokenizer, load_tokenizers
 from jepa_jax.initial import check_same
@@ -163,6 +163,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         directory has checkpoints and none is whole, or those of another run's decoder.
       NotFiniteError: the loss or the gradient norm is NaN or infinite.
       TooManyBadRecordsError: more records than the run's `data.max_bad_fraction` have unusable texts.
+      WorkerEndedError: one of `data.workers` died.
     """
     host = "" if distributed.is_main() else f".{jax.process_index()}"
     bad = BadRecords(model.config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
@@ -250,7 +251,7 @@ def main(arguments: list[str]) -> int:
     try:
         with distributed.ending_together(workdir):
             return train(config, model, workdir)
-    except (NotFiniteError, TooManyBadRecordsError) as error:
+    except (NotFiniteError, TooManyBadRecordsError, WorkerEndedError) as error:
         return loop.report_failure(error, workdir)
 
 

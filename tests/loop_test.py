@@ -5,13 +5,15 @@ import os
 import signal
 import threading
 import time
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
-from jepa_jax import flags, loop, train
+from jepa_jax import flags, inference, loop, train, train_decoder
 from jepa_jax.data.bad_records import BadRecords
+from jepa_jax.data.loader import WorkerEndedError
 from jepa_jax.sharding import make_mesh
 from tests.tiny_config import config as run_config
 from tests.tiny_decoder import config
@@ -141,6 +143,19 @@ def test_what_is_left_of_a_failed_run_is_said(tmp_path, capsys):
     (tmp_path / "checkpoints/2").mkdir(parents=True)
     loop.report_failure(ValueError("loss is nan at step 3"), tmp_path)
     assert capsys.readouterr().err.endswith(f"step 3; the last good checkpoint is in {tmp_path}\n")
+
+
+@pytest.mark.parametrize("command", [train, train_decoder])
+def test_a_worker_that_died_is_an_end_with_a_sentence(command, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise WorkerEndedError("a worker ended")
+
+    monkeypatch.setattr(command, "train", fail)
+    model = mock.Mock(spec=inference.Model, step=3)
+    monkeypatch.setattr(inference, "load", lambda _: model)
+    of_run = ["--checkpoint=x"] if command is train_decoder else []
+    assert command.main([*of_run, f"--workdir={tmp_path}"]) == 1
+    assert capsys.readouterr().err == "error: a worker ended; nothing had been saved yet\n"
 
 
 def test_going_on_with_other_data_is_said(caplog, capsys):

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -15,6 +16,26 @@ from absl import flags
 
 from jepa_jax.config import DataConfig
 from jepa_jax.data.bad_records import BadRecords
+
+# How Grain says that one of its processes is gone.
+_GONE = re.compile("terminated unexpectedly with exit code (-?)([0-9]+)")
+_REASONS = {
+    "SIGBUS": "/dev/shm, where workers leave batches, is full: make it larger (docker run --shm-size=8g)",
+    "SIGKILL": "as a rule the memory did not suffice: take fewer",
+}
+
+
+class WorkerEndedError(RuntimeError):
+    """A worker process ended by itself."""
+
+
+def _as_ended(error: RuntimeError) -> WorkerEndedError | None:
+    """Grain's error in a sentence; None for another one."""
+    if not (found := _GONE.search(str(error))):
+        return None
+    by = signal.Signals(int(found[2])).name if found[1] else f"status {found[2]}"
+    reason = f" ({_REASONS[by]})" if by in _REASONS else ""
+    return WorkerEndedError(f"a worker process of the data ended by {by}{reason}; data.workers=0 has none")
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -88,13 +109,13 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Raises TooManyBadRecordsError."""
+        """Raises TooManyBadRecordsError, WorkerEndedError."""
         if self._unstarted:
             # Each gives one batch in its turn; the last of them has started when the last of these is here.
             with _nothing_in_the_main_module():
-                self._first.extend(next(self._iterator) for _ in range(self._unstarted))
+                self._first.extend(self._read() for _ in range(self._unstarted))
             self._unstarted = 0
-        found = self._first.popleft() if self._first else next(self._iterator)
+        found = self._first.popleft() if self._first else self._read()
         self._step += 1
         self._bad.read(found.records, found.bad)
         if not self._shared:
@@ -102,6 +123,14 @@ class Loader:
         # Out of the memory shared with the worker, which is scarce and would stay for as long as a device
         # that computes in the host's memory, or a caller, holds the batch.
         return {name: np.array(x) for name, x in found.arrays.items()}
+
+    def _read(self):
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if ended := _as_ended(error):
+                raise ended from error
+            raise
 
     def get_state(self) -> dict[str, int]:
         """The position: the next step, counted from 0."""

@@ -1,5 +1,6 @@
 """The same batches whoever reads them: threads, worker processes, from any step on."""
 
+import collections
 import dataclasses
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from jepa_jax import flags
 from jepa_jax.config import DatasetConfig
 from jepa_jax.data import pipeline
 from jepa_jax.data.bad_records import BadRecords
-from jepa_jax.data.loader import Loader
+from jepa_jax.data.loader import Loader, WorkerEndedError
 from jepa_jax.data.records import BadRecordError
 from jepa_jax.data.tokenizer import load_tokenizers
 from tests.records import Records, example
@@ -93,6 +94,17 @@ def test_workers_change_nothing_and_tell_what_they_left_out(expected, caplog):
     assert re.search(r"left out: clip [5-8]0: media missing", caplog.text)
     read.close()
     assert not any(process.is_alive() for process in processes)
+
+
+def test_a_worker_that_dies_is_told_in_a_sentence():
+    """As where a container's /dev/shm is full, or its memory."""
+    read = loader(workers=1, prefetch=1)
+    next(read)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGBUS)
+    with pytest.raises(WorkerEndedError, match=r"ended by SIGBUS \(/dev/shm, .* full: .*; data.workers=0"):
+        collections.deque(read, maxlen=0)
+    read.close()
 
 
 def runs(pid: int) -> bool:
