@@ -394,3 +394,14 @@ def test_no_unseen_pair_is_trained_on(sources):
 
 def test_the_data_needs_no_tensorflow(sources):
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("max 100000", 7), (None, 7)],
+)
+def test_a_container_s_share_of_the_processor_bounds_the_renderers(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(clips.os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    if quota:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert clips.available_cores(tmp_path / "cpu.max") == cores

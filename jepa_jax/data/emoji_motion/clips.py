@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -134,11 +135,15 @@ def make_clips(config: ClipConfig, split: str, workers: int | None = None) -> It
             process.wait()
 
 
-def available_cores() -> int:
-    """Returns the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS or Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def available_cores(quota: pathlib.Path = pathlib.Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: those it is bound to, as far as a container's `quota` goes."""
+    # macOS and Windows bind to none.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed, period = map(int, quota.read_text().split())
+    except (OSError, ValueError):  # none, or "max"
+        return cores
+    return max(min(cores, -(-allowed // period)), 1)
 
 
 def start_worker(config: ClipConfig, split: str, worker: int, workers: int) -> subprocess.Popen:
