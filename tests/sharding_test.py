@@ -83,8 +83,7 @@ def assert_frozen(before, after) -> None:
         np.testing.assert_array_equal(np.asarray(after[name]), np.asarray(x))
 
 
-# With 4, `topology_test.py` has a step whose next is the same on one device.
-@pytest.mark.parametrize("fsdp", [1, 2, 8])
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
 def test_one_device_and_eight_agree_on_the_training_step(fsdp):
     """Both steps start from the same state on both, so that each is compared by itself."""
     step = step_on(8, fsdp)

@@ -39,7 +39,7 @@ def saved(tmp_path_factory):
         return folder, kept, jax.device_get(metrics)
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (1, 1)])
+@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (2, 1), (1, 1)])
 def test_it_is_the_same_state_and_the_next_step_is_the_same(saved, devices, fsdp):
     folder, kept, expected = saved
     mesh, graphdef, template, step_there = place(devices, fsdp)
