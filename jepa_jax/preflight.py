@@ -139,7 +139,9 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
     with jax.set_mesh(mesh):
         graphdef, template = abstract_state(config, mesh)
         batch = abstract_batch(config, lengths, mesh)
-        lowered = jit_train_step(template).lower(template, batch, graphdef=graphdef, config=config)
+        lowered = jit_train_step(template, config.model.compute_dtype).lower(
+            template, batch, graphdef=graphdef, config=config
+        )
         try:
             compiled, text = compile_to_text(lowered)
         except jax.errors.JaxRuntimeError as error:

@@ -273,16 +273,18 @@ def _cpu_options() -> dict[str, str] | None:
     return options
 
 
-def compiler_options() -> dict[str, str] | None:
-    """XLA's options for code with a backward pass on the platform in context; None for its defaults."""
-    return _cpu_options() if device_platform() == "cpu" else None
+def compiler_options(compute_dtype: str) -> dict[str, str] | None:
+    """XLA's options for code with a backward pass on the platform in context; None for its defaults,
+    without which bfloat16 would be multiplied as float32."""
+    return _cpu_options() if device_platform() == "cpu" and compute_dtype == "float32" else None
 
 
-def jit_train_step(template: TrainState):
+def jit_train_step(template: TrainState, compute_dtype: str):
     """`train_step` as training runs it: the old state's memory is the new state's.
 
     Args:
       template: the state, or its shapes, with their places.
+      compute_dtype: the model's, for which the compiler's options are.
     """
     shardings = jax.tree.map(lambda x: x.sharding, template)
     return jax.jit(
@@ -290,5 +292,5 @@ def jit_train_step(template: TrainState):
         static_argnames=("graphdef", "config"),
         donate_argnames="state",
         out_shardings=(shardings, None),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(compute_dtype),
     )

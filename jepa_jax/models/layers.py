@@ -58,17 +58,41 @@ def linear(d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, bias: bool = False, 
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., D] by [D, E], in the form that suits XLA on a CPU.
-
-    There the gradient of the kernel, a sum over several axes, would make transposed copies, and a
-    bfloat16 result be computed without the processor's bfloat16 instructions.
-    """
+    """[..., D] by [D, E], in the form that suits XLA on a CPU: there the gradient of the kernel, a sum
+    over several axes, would make transposed copies."""
     if device_platform() != "cpu":
         return jnp.dot(x, kernel)
     rows = x.reshape(-1, x.shape[-1])
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    out = jnp.dot(rows, kernel, preferred_element_type=wide)
-    return out.astype(x.dtype).reshape(*x.shape[:-1], kernel.shape[1])
+    out = _bfloat16_product(rows, kernel) if x.dtype == jnp.bfloat16 else rows @ kernel
+    return out.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+@jax.custom_vjp
+def _bfloat16_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, D] by [D, E], all bfloat16, summed in float32.
+
+    XLA uses a CPU's bfloat16 instructions for a product with a float32 result, over the last axis of
+    its left side and the first of its right: a gradient in that form takes a third of the time.
+    """
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+
+
+def _bfloat16_product_backward(kept, d_out):
+    x, kernel = kept
+    return _bfloat16_product(d_out, _transposed(kernel)), _bfloat16_product(_transposed(x), d_out)
+
+
+_bfloat16_product.defvjp(
+    lambda x, kernel: (_bfloat16_product(x, kernel), (x, kernel)), _bfloat16_product_backward
+)
+
+
+def _transposed(x: jax.Array, tile: int = 16) -> jax.Array:
+    """[B, D] -> [D, B], by tiles where they fit: a plain transpose XLA would make part of the product."""
+    b, d = x.shape
+    if b % tile or d % tile:
+        return x.T
+    return x.reshape(b // tile, tile, d // tile, tile).transpose(2, 3, 0, 1).reshape(d, b)
 
 
 def attention_inputs(*arrays: jax.Array) -> list[jax.Array]:

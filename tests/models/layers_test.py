@@ -48,6 +48,22 @@ def test_bfloat16_stays_bfloat16_and_is_summed_in_float32(shape):
     np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(x, np.float64) @ kernel, rtol=2**-8)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 16, 32)], ids=str)
+def test_bfloat16_gradients_are_the_exact_ones_rounded_once(shape):
+    graph, state = parts_of(jnp.bfloat16)
+    x, weights = (
+        jax.random.normal(jax.random.key(i), (*shape[:-1], d), jnp.bfloat16) for i, d in enumerate((32, 64))
+    )
+    loss = lambda state, x: jnp.sum(weights * nnx.merge(graph, state)(x))
+    d_state, d_x = jax.grad(loss, argnums=(0, 1))(state, x)
+    kernel = np.asarray(state["kernel"][...].astype(jnp.bfloat16), np.float64)
+    rows, d_out = (np.asarray(a, np.float64).reshape(-1, a.shape[-1]) for a in (x, weights))
+    for found, wanted in ((d_state["kernel"][...], rows.T @ d_out), (d_x, (d_out @ kernel.T).reshape(shape))):
+        # Sums in float32 are exact to 1e-5 of what they add up; then half a unit of bfloat16's last place.
+        np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=2**-8, atol=1e-4)
+    assert (d_x.dtype, d_state["kernel"].dtype) == (jnp.bfloat16, jnp.float32)
+
+
 def test_the_gradient_of_the_kernel_is_computed_without_a_copy():
     graph, state = parts_of(jnp.float32)
     loss = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))
