@@ -1,5 +1,6 @@
 """Shared by all tests. The small configs and models are in `tests/tiny.py`."""
 
+import errno
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of processes that tests start, too; libtpu would look for its chips
@@ -40,6 +41,19 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "compiled").symlink_to(compiled)
     return folder
+
+
+@pytest.fixture
+def name_of_other_bytes(tmp_path_factory):
+    """A stem for files that is not UTF-8; macOS's file systems refuse such names."""
+    stem = os.fsdecode(b"caf\xe9")
+    try:
+        (tmp_path_factory.mktemp("names") / stem).touch()
+    except OSError as error:
+        if error.errno != errno.EILSEQ:
+            raise
+        pytest.skip("this file system has no names but in UTF-8")
+    return stem
 
 
 @pytest.fixture

@@ -87,9 +87,9 @@ _bfloat16_product.defvjp(
 )
 
 
-def _transposed(x: jax.Array, tile: int = 16) -> jax.Array:
+def _transposed(x: jax.Array) -> jax.Array:
     """[B, D] -> [D, B], by tiles where they fit: a plain transpose XLA would make part of the product."""
-    b, d = x.shape
+    (b, d), tile = x.shape, 16
     if b % tile or d % tile:
         return x.T
     return x.reshape(b // tile, tile, d // tile, tile).transpose(2, 3, 0, 1).reshape(d, b)
