@@ -118,9 +118,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         if config.data.features:
             with flags.as_usage_errors(ValueError):
                 features.check_weights(config.data.features, sha256(state.frozen["x_encoder"]))
-        step_fn = partial(
-            jit_train_step(template, config.model.compute_dtype), graphdef=graphdef, config=config
-        )
+        step_fn = partial(jit_train_step(template, config.model), graphdef=graphdef, config=config)
         loader = Loader(dataset, config.data, bad, data_state)
         score = None
         if validation:
