@@ -5,6 +5,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import json
 import os
@@ -266,8 +267,13 @@ def _flushed(stream) -> OSError | None:
     return None
 
 
+# What a disk that takes nothing more answers, in the words that libraries repeat in errors of their own.
+_UNWRITABLE = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
+
+
 def run(main, arguments: list[str]) -> int:
-    """Run a command; a `UsageError` becomes one line on standard error and status 2, Ctrl-C status 130."""
+    """Run a command; a `UsageError` becomes one line on standard error and status 2, Ctrl-C status 130, a
+    disk that is full or only to be read one line and status 1."""
     told = sys.stderr
     if hasattr(sys.stdout, "reconfigure"):
         # Captions and names of files have letters that a terminal's encoding, or any, may lack.
@@ -281,6 +287,13 @@ def run(main, arguments: list[str]) -> int:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             status = 128 + signal.SIGINT
+        except Exception as error:
+            said = next((words for words in _UNWRITABLE if words in str(error)), None)
+            if said is None:
+                raise
+            # Libraries say it behind all that was under way.
+            print(f"error: writing failed ({said}): {first_line(error)[:300]}", file=sys.stderr)
+            status = 1
         lost = _flushed(sys.stdout)
         # A reader that is gone, as `head`, has all it wants.
         if lost is not None and not isinstance(lost, BrokenPipeError):

@@ -1,9 +1,11 @@
 """The command line: overrides, and one clear sentence for each mistake."""
 
 import dataclasses
+import errno
 import importlib
 import io
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -231,6 +233,32 @@ def test_results_that_a_full_disk_swallows_are_an_error(capfd, monkeypatch):
         monkeypatch.setattr("sys.stdout", full)
         assert flags.run(lambda _: print("a table", file=full) or 0, []) == 1
     assert "error: standard output: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/demo/loss.png"),
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        # As ArrayRecord and Orbax say it.
+        RuntimeError(f"write() of {'x' * 999} failed: No space left on device\nmore"),
+    ],
+    ids=["full", "only to be read", "in a library's words"],
+)
+def test_a_disk_that_takes_nothing_more_is_one_sentence(error, capsys):
+    def main(_):
+        raise error
+
+    assert flags.run(main, []) == 1
+    told, reason = capsys.readouterr().err, getattr(error, "strerror", "No space left on device")
+    assert told.startswith(f"error: writing failed ({reason}): ")
+    assert told.count("\n") == 1
+    assert str(error)[:9] in told
+
+
+def test_any_other_error_is_not_hidden():
+    with pytest.raises(FileNotFoundError):
+        flags.run(lambda _: pathlib.Path("/no/such/file").read_text(), [])
 
 
 @pytest.mark.parametrize(

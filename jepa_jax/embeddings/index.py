@@ -1,5 +1,6 @@
 """Search among embeddings with FAISS: exact for small collections, in 8 bits by clusters for large ones."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -96,7 +97,12 @@ def save(index, path: pathlib.Path, about: dict) -> None:
     """Write an index and what it is of, `about`, beside it: whole or not at all."""
     faiss = _faiss()
     temporary = path.with_name(path.name + ".tmp")
-    faiss.write_index(index, str(temporary))
+    try:
+        faiss.write_index(index, str(temporary))
+    except RuntimeError:  # half of it would keep a full disk full
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     about = {**about, "checksum": _checksum(temporary)}  # FAISS has none of its own
     path.with_suffix(".json").unlink(missing_ok=True)  # never the old one's words beside the new one
     temporary.replace(path)
@@ -128,7 +134,8 @@ def load(path: pathlib.Path, about: dict):
 
 
 def opened(folder: pathlib.Path, parts: Parts, rows: int, size: int, kind: Kind, about: dict):
-    """The saved index of a folder, built and saved first where it is not there or is out of date.
+    """The saved index of a folder, built first where it is not there or is out of date, and saved if it can
+    be: a folder may be only to be read.
 
     Args:
       parts: as of `build`.
@@ -139,5 +146,8 @@ def opened(folder: pathlib.Path, parts: Parts, rows: int, size: int, kind: Kind,
     index = load(path, about)
     if index is None:
         index = build(parts, rows, size, kind)
-        save(index, path, about)
+        try:
+            save(index, path, about)
+        except (RuntimeError, OSError) as error:  # the first is FAISS's own
+            logger.warning("the index is not kept, the next search makes it again: %s", first_line(error))
     return index

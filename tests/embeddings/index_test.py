@@ -72,6 +72,15 @@ def test_a_saved_index_is_used_until_the_embeddings_change(vectors, tmp_path, mo
     assert len(built) == 3
 
 
+def test_an_index_that_cannot_be_kept_is_searched_all_the_same(vectors, tmp_path, caplog):
+    """As in a folder that is only to be read, on a disk that others share."""
+    (tmp_path / "index.faiss.tmp").mkdir()  # no file can be written there
+    index = indexing.opened(tmp_path, parts_of(vectors), ROWS, SIZE, "exact", {})
+    assert indexing.search(index, vectors[5:6], 1)[1].tolist() == [[5]]
+    assert "the index is not kept" in caplog.text
+    assert not (tmp_path / "index.faiss").exists()
+
+
 def test_an_index_without_its_words_is_not_trusted(vectors, tmp_path):
     indexing.opened(tmp_path, parts_of(vectors), ROWS, SIZE, "exact", {})
     about = {"index": "Flat", "indexed_rows": ROWS}
