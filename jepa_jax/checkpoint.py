@@ -2,7 +2,10 @@
 
 import contextlib
 import hashlib
+import json
 import logging
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,6 +68,10 @@ def _checksums(tree) -> list[int]:
     return to_host(fingerprint(tree)).tolist()
 
 
+def _checksum_of_json(content) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
 class Checkpointer:
     """Saves a run's state asynchronously and restores the last whole checkpoint.
 
@@ -80,6 +87,8 @@ class Checkpointer:
         self._read_only = read_only
         sign = -1.0 if config.best_metric == "loss" else 1.0
         score = lambda metrics: sign * metrics[config.best_metric]
+        if not read_only:
+            self._forget_damaged_metrics(score)
         best = _policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         latest = _policies.LatestN(config.keep)
         self._manager = ocp.CheckpointManager(
@@ -91,6 +100,8 @@ class Checkpointer:
                 best_fn=score,
                 # Orbax's own `read_only` says so in three warnings each time.
                 create=not read_only,
+                # Metrics are of no use to who only reads.
+                lightweight_initialize=read_only,
                 # On a disk by `_clear`: where Orbax cannot remove something (a file that NFS holds), each
                 # of its saves fails for it.
                 cleanup_tmp_directories=not read_only and not is_local(directory),
@@ -99,6 +110,17 @@ class Checkpointer:
         )
         if not read_only:
             self._clear()
+
+    def _forget_damaged_metrics(self, score: Callable[[dict], float]) -> None:
+        """Orbax reads those of all checkpoints when it starts, and ends there where it cannot. Without, a
+        checkpoint is as good as before, but never the best."""
+        for file in self._directory.glob("*/metrics/metrics") if jax.process_index() == 0 else []:
+            try:
+                score(json.loads(file.read_bytes()))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                logger.error("%s is damaged (%s) and removed", file, first_line(error))
+                file.unlink()
+        multihost_utils.sync_global_devices("metrics")
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending."""
@@ -122,7 +144,9 @@ class Checkpointer:
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
             data=ocp.args.JsonSave(data),
-            fingerprint=ocp.args.JsonSave({name: _checksums(tree) for name, tree in items.items()}),
+            fingerprint=ocp.args.JsonSave(
+                {**{name: _checksums(tree) for name, tree in items.items()}, "data": _checksum_of_json(data)}
+            ),
         )
         self._pending = step
         try:
@@ -188,9 +212,13 @@ class Checkpointer:
         if failed.any():
             reason = first_line(failure) if failure else f"process {np.argmax(failed)} cannot read it"
             raise DamagedCheckpointError(reason) from failure
+        fingerprints = fingerprints if isinstance(fingerprints, dict) else {}
         for name in template:
-            if _checksums(found[name]) != fingerprints[name]:
+            if _checksums(found[name]) != fingerprints.get(name):
                 raise DamagedCheckpointError(f"arrays of {name} differ from those that were saved")
+        # Earlier checkpoints have no checksum of it.
+        if "data" in fingerprints and fingerprints["data"] != _checksum_of_json(data):
+            raise DamagedCheckpointError("the position in the data differs from what was saved")
         return found, data
 
     def restore_latest(self, template) -> tuple[int, Any, dict[str, Any]] | None:

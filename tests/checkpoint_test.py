@@ -1,5 +1,6 @@
 """A checkpoint is whole or it is not used; a failing disk does not stop training."""
 
+import json
 import logging
 import pathlib
 import shutil
@@ -119,8 +120,28 @@ def damage_by_emptying(step_dir: pathlib.Path) -> None:
     step_dir.mkdir()
 
 
+def damage_by_another_form(step_dir: pathlib.Path) -> None:
+    """One flipped bit in the name of what the checksums are of."""
+    file = step_dir / "fingerprint/metadata"
+    file.write_text(file.read_text().replace('"params"', '"parals"'))
+
+
+def damage_by_another_position(step_dir: pathlib.Path) -> None:
+    """One flipped bit in a digit, or the file of another run."""
+    file = step_dir / "data/metadata"
+    file.write_text(file.read_text().replace("3", "7"))
+
+
 @pytest.mark.parametrize(
-    "damage", [damage_by_flipping, damage_by_cutting, damage_by_deleting, damage_by_emptying]
+    "damage",
+    [
+        damage_by_flipping,
+        damage_by_cutting,
+        damage_by_deleting,
+        damage_by_emptying,
+        damage_by_another_form,
+        damage_by_another_position,
+    ],
 )
 def test_damage_falls_back_to_the_last_whole_one_and_says_so(saved, damage, caplog):
     directory, config = saved
@@ -139,6 +160,31 @@ def test_damage_falls_back_to_the_last_whole_one_and_says_so(saved, damage, capl
     again = Checkpointer(directory, config)
     assert again.restore_latest(template(items(0)))[0] == 3
     again.close()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"loss": 1', b"\xff", b"[]", b'{"lors": 3.0}', b'{"loss": "3"}'])
+def test_without_its_metrics_a_checkpoint_is_whole_but_never_the_best(saved, content, caplog):
+    directory, config = saved
+    (directory / "1/metrics/metrics").write_bytes(content)  # the best until now
+    reader = Checkpointer(directory, config, read_only=True)
+    assert equal(reader.restore(template(items(0)), 1)[0], items(1))
+    reader.close()
+    assert (directory / "1/metrics/metrics").read_bytes() == content
+    checkpointer = Checkpointer(directory, config)
+    assert "1/metrics/metrics is damaged" in caplog.text
+    for step in (4, 5):
+        checkpointer.save(step, items(step), {"next_index": step}, {"loss": float(step)})
+    checkpointer.close()
+    assert (checkpointer.failed_saves, checkpointer.steps()) == (0, [2, 3, 4, 5])
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksum_of_its_position(saved):
+    directory, config = saved
+    file = directory / "3/fingerprint/metadata"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "data"}))
+    checkpointer = Checkpointer(directory, config)
+    assert checkpointer.restore_latest(template(items(0)))[0] == 3
+    checkpointer.close()
 
 
 def test_nothing_whole_is_an_error_not_a_fresh_start(saved):
