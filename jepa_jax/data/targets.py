@@ -83,4 +83,5 @@ def target_batches(
     mixed = parts[0]
     if len(parts) > 1:
         mixed = grain.MapDataset.mix(parts, weights=[dataset.weight for dataset in data.datasets])
-    return mixed[process_index::process_count].batch(records, batch_fn=join)
+    # Neighbours to a host: noise is drawn for a text by its place in the batch, which is then that on one.
+    return mixed.batch(records, batch_fn=join)[process_index::process_count]
