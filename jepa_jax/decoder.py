@@ -177,7 +177,7 @@ def load_decoder(
       UsageError: it has no whole checkpoint, or is another model's.
     """
     file = directory / "config.json"
-    config = flags.config_from_json(file.read_text(), str(file), DecoderConfig)
+    config = flags.config_from_json(file.read_bytes(), str(file), DecoderConfig)
     if config.run_step != run_step:
         raise flags.UsageError(
             f"{directory} decodes the embeddings of step {config.run_step}, and the model is that of step "

@@ -81,7 +81,7 @@ def load_config(path: str, kind: type[ConfigT] = Config) -> ConfigT:
     return config
 
 
-def config_from_json(text: str, where: str, kind: type[ConfigT] = Config) -> ConfigT:
+def config_from_json(text: str | bytes, where: str, kind: type[ConfigT] = Config) -> ConfigT:
     """A configuration from JSON; `where` names the source in the message of a UsageError."""
     try:
         return TypeAdapter(kind).validate_json(text)

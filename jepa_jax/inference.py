@@ -359,7 +359,7 @@ def find_run(path: epath.Path) -> tuple[epath.Path, int | None]:
 def run_config(workdir: epath.Path) -> Config:
     """The configuration of a run."""
     file = workdir / "config.json"
-    return flags.config_from_json(file.read_text(), str(file))
+    return flags.config_from_json(file.read_bytes(), str(file))
 
 
 def restore_run(
@@ -396,7 +396,8 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
       A `Model`; for one converted part, `part_models.XEncoderModel`, `YEncoderModel` or `LlamaModel`.
 
     Raises:
-      UsageError: there is no checkpoint, or none is whole; or no device.
+      UsageError: there is no checkpoint, or none is whole; weights that are damaged or of another form; or no
+        device.
     """
     distributed.check_devices()
     with flags.as_usage_errors(PlaceError):
@@ -404,7 +405,7 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
         folder = None if decoder is None else place(decoder)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     if parts.is_part(path):
-        with flags.as_usage_errors(parts.NotAPartError, DamagedCheckpointError):
+        with flags.as_usage_errors(ValueError):  # also of arrays that are not those of its configuration
             part = parts.open_part(path)
             if part.name != "vl_jepa":
                 return part_models.make(part)

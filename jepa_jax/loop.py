@@ -165,7 +165,7 @@ def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
     file = workdir / "config.json"
     if not file.exists():
         return
-    old = flags.flatten(flags.config_from_json(file.read_text(), str(file), type(config)))
+    old = flags.flatten(flags.config_from_json(file.read_bytes(), str(file), type(config)))
     new = flags.flatten(config)
     changed = [
         f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from orbax.checkpoint import type_handlers
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jepa_jax.checkpoint import DamagedCheckpointError, fingerprint
@@ -212,6 +212,8 @@ class Part:
             raise DamagedCheckpointError(f"{self.directory}: {first_line(error)}") from error
         found = flatten(tree)
         for path, array in found.items():
+            if not isinstance(array, jax.Array):  # Orbax leaves in its place what it was to be like
+                raise DamagedCheckpointError(f"{self.directory} lacks {path}: convert it again")
             if int(fingerprint(array)[0]) != self.checksums[path]:
                 raise DamagedCheckpointError(
                     f"{self.directory}: {path} differs from what was written; convert it again"
@@ -262,7 +264,7 @@ def open_part(directory: epath.PathLike) -> Part:
             f"python -m weights_conversion --source=SOURCE --out={directory}"
         )
     try:
-        content = json.loads((directory / _FILE).read_text())
+        content = json.loads((directory / _FILE).read_bytes())
         if content["format"] != _FORMAT:
             raise NotAPartError(
                 f"{directory / _FILE} has format {content['format']}, this version reads {_FORMAT}"
@@ -280,5 +282,7 @@ def open_part(directory: epath.PathLike) -> Part:
             max_length=content["max_length"],
             provenance=content["provenance"],
         )
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+    except NotAPartError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NotAPartError(f"{directory / _FILE} does not describe a part ({first_line(error)})") from error

@@ -8,7 +8,7 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
-from jepa_jax import inference
+from jepa_jax import inference, loop
 from jepa_jax.config import DataConfig, EvalConfig
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.records import Limits, Media
@@ -294,6 +294,17 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UsageError, match="is neither a work directory"):
         inference.load(tmp_path / "checkpoints" / "5")
+
+
+def test_a_configuration_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "config.json").write_bytes(b"\xff{}")
+    for refused in (
+        lambda: inference.load(tmp_path),
+        lambda: loop.check_workdir(run_config, epath.Path(tmp_path), set()),
+    ):
+        with pytest.raises(UsageError, match=r"config.json: Invalid JSON"):
+            refused()
 
 
 def test_a_stream_is_spoken_about_where_it_changes(model):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jepa_jax import parts
+from jepa_jax import inference, parts
 from jepa_jax.checkpoint import DamagedCheckpointError
+from jepa_jax.flags import UsageError
 from jepa_jax.parts import LazyArray, NotAPartError
 from jepa_jax.sharding import make_mesh, parameter_shardings
 from tests import tiny
@@ -113,6 +114,7 @@ def test_another_checksum_is_noticed(tmp_path):
         ({"part": "z_encoder"}, "does not describe a part"),
         ({"config": {"width": 3}}, "does not describe a part"),
         ({"arrays": {"x": {}}}, "does not describe a part"),
+        ({"arrays": []}, "does not describe a part"),
     ],
 )
 def test_what_describes_no_part_is_refused(change, words, tmp_path):
@@ -120,6 +122,26 @@ def test_what_describes_no_part_is_refused(change, words, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(NotAPartError, match=words):
         parts.open_part(tmp_path / "part")
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000], ids=["no UTF-8", "nested without end"])
+def test_a_description_that_cannot_be_read_is_refused(content, tmp_path):
+    (write(tmp_path / "part", weights()) / "part.json").write_bytes(content)
+    with pytest.raises(NotAPartError, match="does not describe a part"):
+        parts.open_part(tmp_path / "part")
+
+
+def test_arrays_that_are_not_those_of_the_description_are_one_sentence(tmp_path):
+    file = write(tmp_path / "part", weights()) / "part.json"
+    content = json.loads(file.read_text())
+    name, about = next(iter(content["arrays"].items()))
+    file.write_text(json.dumps(content | {"arrays": content["arrays"] | {"another": about}}))
+    with pytest.raises(UsageError, match="lacks another: convert it again"):
+        inference.load(tmp_path / "part")
+    del content["arrays"][name]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=f"the arrays do not fit the model: {name}"):
+        inference.load(tmp_path / "part")
 
 
 def test_a_folder_without_a_part_says_how_to_make_one(tmp_path):
