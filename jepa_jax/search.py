@@ -3,7 +3,8 @@
     python -m jepa_jax.search "a dog spins" --index=DIR --checkpoint=DIR [--top=8] [--out=FILE]
 
 --index is what `python -m jepa_jax.embed --out` named. The FAISS index is built at the first search and
-saved there. Prints the nearest videos as a table and draws frames of the first 64 (default: search.png).
+saved there, where that can be. Prints the nearest videos as a table and draws frames of the first 64
+(default: search.png).
 """
 
 import argparse
