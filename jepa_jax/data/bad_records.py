@@ -3,7 +3,7 @@
 import collections
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from etils import epath
 from pydantic import TypeAdapter
@@ -35,12 +35,13 @@ class TooManyBadRecordsError(RuntimeError):
     """More records cannot be used than `data.max_bad_fraction` allows."""
 
 
-def by_cause(bad: Sequence[BadRecordError]) -> str:
+def by_cause(bad: Iterable[BadRecordError]) -> str:
     """ "12 media missing (first a.mp4), 1 text empty (first b.mp4)", the commonest cause first."""
     first: dict[str, str] = {}
+    causes: collections.Counter[str] = collections.Counter()
     for error in bad:
         first.setdefault(error.cause, printable(error.name))
-    causes = collections.Counter(error.cause for error in bad)
+        causes[error.cause] += 1
     return ", ".join(f"{n} {cause} (first {first[cause]})" for cause, n in causes.most_common())
 
 

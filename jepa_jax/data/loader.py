@@ -33,7 +33,10 @@ def _as_ended(error: RuntimeError) -> WorkerEndedError | None:
     """Grain's error in a sentence; None for another one."""
     if not (found := _GONE.search(str(error))):
         return None
-    by = signal.Signals(int(found[2])).name if found[1] else f"status {found[2]}"
+    by = f"status {found[2]}"
+    if found[1]:  # a signal, and not all have names
+        number = int(found[2])
+        by = next((known.name for known in signal.Signals if known == number), f"signal {number}")
     reason = f" ({_REASONS[by]})" if by in _REASONS else ""
     return WorkerEndedError(f"a worker process of the data ended by {by}{reason}; data.workers=0 has none")
 

@@ -96,13 +96,25 @@ def test_workers_change_nothing_and_tell_what_they_left_out(expected, caplog):
     assert not any(process.is_alive() for process in processes)
 
 
-def test_a_worker_that_dies_is_told_in_a_sentence():
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        pytest.param(signal.SIGBUS, r"SIGBUS \(/dev/shm, .* full: .*\)", id="SIGBUS"),
+        pytest.param(
+            35,
+            r"signal 35",
+            id="one without a name",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux's number"),
+        ),
+    ],
+)
+def test_a_worker_that_dies_is_told_in_a_sentence(number, told):
     """As where a container's /dev/shm is full, or its memory."""
     read = loader(workers=1, prefetch=1)
     next(read)
     (process,) = multiprocessing.active_children()
-    os.kill(process.pid, signal.SIGBUS)
-    with pytest.raises(WorkerEndedError, match=r"ended by SIGBUS \(/dev/shm, .* full: .*; data.workers=0"):
+    os.kill(process.pid, number)
+    with pytest.raises(WorkerEndedError, match=f"ended by {told}; data.workers=0"):
         collections.deque(read, maxlen=0)
     read.close()
 

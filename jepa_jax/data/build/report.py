@@ -1,6 +1,5 @@
 """What a build tells of its records: report.json, left_out.jsonl, report.png."""
 
-import collections
 import json
 import pathlib
 from collections.abc import Mapping
@@ -10,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from jepa_jax.data import bad_records
 from jepa_jax.data.build.layout import REPORT, Split, replacing
 from jepa_jax.data.build.shards import line_of
 from jepa_jax.data.build.statistics import Histogram
 from jepa_jax.data.build.tally import Tally
-from jepa_jax.data.records import Source
+from jepa_jax.data.records import BadRecordError, Source
 
 LEFT_OUT, PICTURE = "left_out.jsonl", "report.png"
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
@@ -57,15 +57,10 @@ def write_left_out(splits: Mapping[str, Split], sources: Mapping[str, Source], f
 
 
 def by_cause(file: pathlib.Path, split: str) -> str:
-    """ "12 media missing (first a.mp4), 1 text empty (first b.mp4)", the commonest cause first."""
-    first: dict[str, str] = {}
-    counts: collections.Counter[str] = collections.Counter()
+    """What a split left out, as `bad_records.by_cause` says it."""
     with file.open(encoding="utf-8") as lines:
-        for line in map(json.loads, lines):
-            if line["split"] == split:
-                first.setdefault(line["cause"], line["name"])
-                counts[line["cause"]] += 1
-    return ", ".join(f"{n} {cause} (first {first[cause]})" for cause, n in counts.most_common())
+        found = (line for line in map(json.loads, lines) if line["split"] == split)
+        return bad_records.by_cause(BadRecordError(line["cause"], line["name"]) for line in found)
 
 
 def _seconds(x: float, _place) -> str:
