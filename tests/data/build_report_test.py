@@ -44,3 +44,18 @@ def test_the_picture_has_a_panel_for_all_that_is_known():
     # All 59 are in the first panel's bars, of the one split that has any.
     (bars,) = figure.axes[0].patches
     assert bars.get_data().values.sum() == 59
+
+
+def test_a_picture_of_records_that_are_alike_still_has_a_scale():
+    """Between no two round numbers lie spans of 3 s, media of 3 kB and texts of 40 letters."""
+    tally = Tally()
+    for i in range(20):
+        media = Media(content=b"x" * (3000 + i), kind="video", start=0.0, end=3.0)
+        tally.add(
+            Record(name="a", media=media, pairs=(Pair(query="q" * 40, targets=("a" * 40,)),)), 1, videos=False
+        )
+    figure = plot_report({"train": tally}, {}, "alike")
+    assert len(figure.axes) == 4
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        assert len({x for x in panel.get_xticks() if low <= x <= high}) >= 2

@@ -114,7 +114,9 @@ def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], titl
         low, high = panel.get_xlim()
         candidates = _SECONDS if name == "duration_seconds" else _ONE_TWO_FIVE
         ticks = [tick for tick in candidates if low <= tick <= high]
-        panel.set_xticks(ticks[:: -(-len(ticks) // _TICKS) or 1])
+        if len(ticks) < 2:  # all nearly alike: one round number, or none, tells no scale
+            ticks = list(np.linspace(low, high, 5)[1:-1])
+        panel.set_xticks(ticks[:: -(-len(ticks) // _TICKS)])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(write))
         panel.set_title(label, loc="left", fontsize=10)
