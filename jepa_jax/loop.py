@@ -57,12 +57,13 @@ class StopFlag:
         return self.signal is not None
 
     def _set(self, number, _):
-        if self.signal == number:
+        if self.signal is not None:
             return
         self.signal = number
         # Not a second one yet: `timeout` sends each to its process and at once to the whole group.
         time.sleep(_AT_ONCE)
-        signal.signal(number, signal.SIG_DFL)
+        for known in self._before:  # a Ctrl-C after a SIGTERM is a second one as well
+            signal.signal(known, signal.SIG_DFL)
 
 
 def run_steps(

@@ -107,6 +107,16 @@ def test_a_signal_sent_twice_at_once_is_one():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "one that comes later ends it at once"
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_of_the_other_kind_ends_a_run_at_once_too(first):
+    with loop.StopFlag() as stop:
+        os.kill(os.getpid(), first)
+        assert stop.look(1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            assert signal.getsignal(number) == signal.SIG_DFL
+        assert stop.signal == first
+
+
 def test_nobody_to_read_what_is_said_ends_no_run(tmp_path, monkeypatch):
     """Ctrl-C in `train | tee LOG` ends tee as well."""
     reader, writer = os.pipe()
