@@ -101,8 +101,13 @@ class Model:
     @functools.cached_property
     def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         """The query's and the target's, loaded when the first text comes: a model whose tokenizers
-        are out of reach still sees."""
-        return load_tokenizers(self.config) if self._given_tokenizers is None else self._given_tokenizers
+        are out of reach still sees.
+
+        Raises:
+          UsageError: one cannot be loaded, as a folder named from another one than we are in.
+        """
+        with flags.as_usage_errors(ValueError):
+            return load_tokenizers(self.config) if self._given_tokenizers is None else self._given_tokenizers
 
     @property
     def module(self) -> VLJEPA:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jepa_jax import flags
 from jepa_jax.data.tokenizer import Tokenizer
 from jepa_jax.models.vl_jepa import normalise_frames, unit
 from jepa_jax.parts import Part, abstract_module, filled
@@ -137,9 +138,10 @@ class PartModel:
         """The tokenizer converted with the weights.
 
         Raises:
-          ValueError: the source had none beside it.
+          UsageError: the source had none beside it.
         """
-        return Tokenizer(str(self._directory), vocab_size=self._rows)
+        with flags.as_usage_errors(ValueError):
+            return Tokenizer(str(self._directory), vocab_size=self._rows)
 
     @property
     def _rows(self) -> int | None:

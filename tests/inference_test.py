@@ -307,6 +307,17 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path):
             refused()
 
 
+def test_a_tokenizer_out_of_reach_is_a_sentence_of_every_command(parts, frames, tmp_path, monkeypatch):
+    """Named by a relative path, say, and the command is started somewhere else."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    net, config, _ = parts
+    gone = dataclasses.replace(config.data, target_tokenizer=str(tmp_path / "gone"))
+    model = inference.Model(net, dataclasses.replace(config, data=gone))
+    assert model.encode_video(frames[:1]).ndim == 3
+    with pytest.raises(UsageError, match="gone' cannot be loaded"):
+        model.embed_text(["a dog"])
+
+
 def test_a_stream_is_spoken_about_where_it_changes(model):
     """Two scenes: a text at the beginning and one at the change, none between."""
     rng = np.random.default_rng(4)

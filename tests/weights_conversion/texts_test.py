@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jepa_jax
 from jepa_jax import parts
+from jepa_jax.flags import UsageError
 from tests.weights_conversion import folders
 from tests.weights_conversion.formats_test import convert
 
@@ -55,3 +56,11 @@ def test_a_token_without_a_row_is_refused(source, tmp_path):
     assert np.isfinite(model.embed_text(["a b <0> c"])).all()
     with pytest.raises(ValueError, match=r"has the token '<42>', but the model's table of 43 rows has none"):
         model.embed_text(["a b <42> c"])
+
+
+def test_weights_without_a_tokenizer_are_said_to_have_none(tmp_path):
+    """To every command, in a sentence."""
+    folder = folders.save(folders.bert(), tmp_path / "source")
+    model = jepa_jax.load(convert(folder, tmp_path / "part"))
+    with pytest.raises(UsageError, match="part' cannot be loaded"):
+        model.embed_text(["a"])
