@@ -64,8 +64,8 @@ def check_pairs(source: Source, dataset: DatasetConfig) -> None:
             continue
     if kinds:
         raise ValueError(
-            f"data.pair_weights={dataset.pair_weights} gives no odds to any kind of pair that the first "
-            f"records of {dataset.label} have: {', '.join(sorted(kinds))}"
+            f"pair_weights={dataset.pair_weights} gives no odds to any kind of pair that the first records "
+            f"of {dataset.label} have, {', '.join(map(repr, sorted(kinds)))}: name these, or set it to ()"
         )
 
 

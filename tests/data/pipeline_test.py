@@ -27,6 +27,7 @@ CONFIG = flags.load_config("tests/tiny_config.py")
 
 
 SOURCE = Records([example(i, long=i % 3 == 0) for i in range(50)])
+CAPTIONS = Records([make_record(0, Pair(query="", targets=("a cat",)))])
 TOKENIZERS = load_tokenizers(CONFIG)
 
 
@@ -387,6 +388,13 @@ def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targe
         (CONFIG, Records([]), 1, "has no records"),
         (CONFIG, SOURCE, 3, "batch_size=8 is not a multiple of the 3 hosts"),
         (with_data(pair_weights=(("poem", 1.0),)), SOURCE, 1, "gives no odds to any kind of pair"),
+        # As captions beside files have none, whose run is given the demo decoder's weights.
+        (
+            with_data(pair_weights=(("describe", 1.0),)),
+            CAPTIONS,
+            1,
+            r"have, '': name these, or set it to \(\)",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_at_once(config, source, hosts, sentence):
