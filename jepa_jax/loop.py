@@ -174,9 +174,10 @@ def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
         if old.get(name) != new.get(name) and name not in free
     ]
     if changed:
+        nothing = "" if begun(workdir) else ", or remove this one: the run had saved nothing yet"
         raise flags.UsageError(
             f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
-            f"{'; ...' if len(changed) > 3 else ''}): name another --workdir"
+            f"{'; ...' if len(changed) > 3 else ''}): name another --workdir{nothing}"
         )
 
 

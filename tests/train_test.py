@@ -156,8 +156,15 @@ def test_a_work_directory_of_another_config_is_refused(whole_run, data_dir, caps
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     assert train_here(workdir, data_dir, "--config.optim.learning_rate=0.5") == 2
     error = capsys.readouterr().err
-    assert "another config (optim.learning_rate is 0.003 there, 0.5 now): name another --workdir" in error
+    assert "another config (optim.learning_rate is 0.003 there, 0.5 now): name another --workdir\n" in error
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+def test_a_work_directory_where_nothing_was_saved_may_be_removed(whole_run, data_dir, tmp_path, capsys):
+    """As after a first try that the machine's memory ended."""
+    shutil.copy(whole_run[0] / "config.json", tmp_path)
+    assert train_here(tmp_path, data_dir, "--config.optim.learning_rate=0.5") == 2
+    assert "remove this one: the run had saved nothing yet" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_sentence_and_status_2(data_dir, tmp_path):
