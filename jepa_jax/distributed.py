@@ -1,8 +1,10 @@
 """Several hosts as one run: how they find one another, and how they stop together."""
 
 import argparse
+import collections
 import contextlib
 import glob
+import json
 import os
 import secrets
 import sys
@@ -69,15 +71,15 @@ def initialize(values: argparse.Namespace) -> None:
 
     Raises:
       UsageError: only some of the flags, or impossible ones; or JAX was used before, as in a notebook, and
-        there are others; or there is no device.
+        there are others; or there is no device, or not as many on every host.
     """
     _join(values)
     check_devices()
 
 
 def check_devices() -> None:
-    """Raise UsageError where JAX has nothing to compute on: JAX_PLATFORMS names what this machine lacks, or
-    another process holds its TPU."""
+    """Raise UsageError where JAX has nothing to compute on (JAX_PLATFORMS names what this machine lacks, or
+    another process holds its TPU), or another number of devices on one host than on another."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter, without a word, of "cuda" and no GPU
@@ -85,6 +87,10 @@ def check_devices() -> None:
         wanted = f"no device that JAX_PLATFORMS={asked} names" if asked else "no device to compute on"
         reason = f": {first_line(error)}" if str(error) else ""
         raise flags.UsageError(f"JAX finds {wanted}{reason}") from error
+    hosts = sorted(collections.Counter(device.process_index for device in jax.devices()).items())
+    if len({count for _, count in hosts}) > 1:  # with others JAX cannot even gather a number
+        found = ", ".join(f"{count} of process {host}" for host, count in hosts[:8])
+        raise flags.UsageError(f"all hosts must have as many devices, and there are {found}")
 
 
 def _join(values: argparse.Namespace) -> None:
@@ -186,6 +192,35 @@ def check_shared(workdir: epath.Path) -> None:
         )
 
 
+def _of_first(text: str) -> str:
+    """The first process's text, on every host."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    return multihost_utils.broadcast_one_to_all(np.resize(content, size)).tobytes().decode()
+
+
+def check_alike(known: Mapping[str, str]) -> None:
+    """Raise UsageError, on every host, unless all of them know the same by these names. Hosts that compute
+    different things wait for one another for ever, or each goes on with parameters of its own."""
+    if jax.process_count() == 1:
+        return
+    first = json.loads(_of_first(json.dumps(known)))
+    others = [
+        f"{name} is {first.get(name)} on process 0 and {known.get(name)} here"
+        for name in sorted(first.keys() | known.keys())
+        if first.get(name) != known.get(name)
+    ]
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(others))))
+    if others:
+        more = f" (and {len(others) - 3} more)" if len(others) > 3 else ""
+        raise flags.UsageError(
+            f"process {jax.process_index()} would compute something else: {'; '.join(others[:3])}{more}: "
+            "start the same command, of the same version and on the same data, on all hosts"
+        )
+    if len(failed):
+        raise flags.UsageError(f"process {failed[0]} could not start, and has said why")
+
+
 def asked_to_stop(step: int) -> bool:
     """Whether some host got SIGTERM and this is the step after which all of them stop.
 
@@ -194,12 +229,18 @@ def asked_to_stop(step: int) -> bool:
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
+def end_at_once() -> None:
+    """End this process with status 1: what runs at a normal end would wait for hosts that are gone, or that
+    wait for this one."""
+    sys.stdout.flush()
+    os._exit(1)
+
+
 @contextlib.contextmanager
 def ending_together(workdir):
     """A host that fails where others wait for it must not leave them, nor itself, waiting.
 
-    Ends the process at once, with status 1 and a sentence: what runs at a normal end would wait for
-    hosts that are gone.
+    Ends the process at once, with status 1 and a sentence.
     """
     try:
         yield
@@ -214,5 +255,4 @@ def ending_together(workdir):
             file=sys.stderr,
             flush=True,
         )
-        sys.stdout.flush()
-        os._exit(1)
+        end_at_once()

@@ -4,23 +4,26 @@ import contextlib
 import fcntl
 import logging
 import os
+import pathlib
 import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
+import jepa_jax
 from jepa_jax import distributed, flags
 from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.loader import Loader
-from jepa_jax.metrics import RunLog
+from jepa_jax.metrics import NotFiniteError, RunLog
 from jepa_jax.places import PlaceError, check_savable, is_local, write_whole
-from jepa_jax.sharding import shard_global_batch
+from jepa_jax.sharding import shard_global_batch, sum_over_hosts, to_host
 from jepa_jax.state import TrainState, to_items
 
 logger = logging.getLogger(__name__)
@@ -101,7 +104,15 @@ def run_steps(
       WorkerEndedError: one of `data.workers` died.
     """
     step, unlogged = start, None
+    alone = jax.process_count() == 1
     log = RunLog(workdir, config, start, write=distributed.is_main())
+
+    def read(step, metrics, counted) -> dict[str, float]:
+        if not alone:
+            bad.count(*to_host(counted))
+            counted = bad.total
+        return log.step(step, metrics, counted)
+
     with contextlib.closing(log), contextlib.closing(loader), StopFlag() as stop:
         for step in range(start + 1, config.steps + 1):
             # Step N - 1 is under way while batch N is waited for and put on the devices.
@@ -110,12 +121,12 @@ def run_steps(
             state, metrics = step_fn(state, batch)
             # Step N is under way before step N - 1 is read, so the device never waits for us.
             if unlogged:
-                after(log.step(*unlogged))
-            unlogged = (step, metrics, bad.total)
+                after(read(*unlogged))
+            unlogged = (step, metrics, bad.total if alone else sum_over_hosts(bad.take(), mesh))
             stopping = stop.look(step)
             if step % config.checkpoint.every and step < config.steps and not stopping:
                 continue
-            scores = log.step(*unlogged)  # raises before a state that is not finite is saved
+            scores = read(*unlogged)  # raises before a state that is not finite is saved
             unlogged = None
             if score:
                 found = score(state)
@@ -146,9 +157,15 @@ def going_on(step: int, config, was: str, sources: str) -> None:
 
 
 def report_failure(error: Exception, workdir: epath.Path) -> int:
-    """Print why a training cannot go on and what is left of it; the exit status."""
+    """Print why a training cannot go on and what is left of it; the exit status.
+
+    Of several hosts one that others may wait for ends here.
+    """
     kept = f"the last good checkpoint is in {workdir}" if begun(workdir) else "nothing had been saved yet"
-    print(f"error: {error}; {kept}", file=sys.stderr)
+    print(f"error: {error}; {kept}", file=sys.stderr, flush=True)
+    # All hosts have the same loss; all else may have happened to this one alone.
+    if jax.process_count() > 1 and not isinstance(error, NotFiniteError):
+        distributed.end_at_once()
     return 1
 
 
@@ -156,6 +173,12 @@ def begun(workdir: epath.Path) -> bool:
     """Whether a run has saved something there: then what it started from may be gone by now."""
     checkpoints = workdir / "checkpoints"
     return checkpoints.exists() and any(folder.name.isdigit() for folder in checkpoints.iterdir())
+
+
+def open_tally(limit: float, workdir: epath.Path) -> BadRecords:
+    """Of the records that cannot be used; each host names those that it reads itself."""
+    host = "" if distributed.is_main() else f".{jax.process_index()}"
+    return BadRecords(limit, workdir / f"bad_records{host}.json", alone=jax.process_count() == 1)
 
 
 def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
@@ -179,6 +202,24 @@ def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
             f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
             f"{'; ...' if len(changed) > 3 else ''}): name another --workdir{nothing}"
         )
+
+
+# Where a host finds things and how it reads them ahead. All else is the whole run's.
+_OF_A_HOST = {"data.data_dir", "data.features", "data.threads", "data.workers", "data.prefetch"}
+
+
+def check_hosts(config) -> None:
+    """Raise UsageError, on every host, where one has another config, or another version of this package or
+    of JAX."""
+    known = {name: repr(value) for name, value in flags.flatten(config).items() if name not in _OF_A_HOST}
+    distributed.check_alike(known | {"jepa_jax": _version(), "jax": jax.__version__})
+
+
+def _version() -> str:
+    """Its number and a checksum: of two checkouts the number says little."""
+    package = pathlib.Path(jepa_jax.__file__).parent
+    code = b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))
+    return f"{jepa_jax.__version__}-{zlib.crc32(code):08x}"
 
 
 def take_workdir(config, workdir: epath.Path) -> contextlib.ExitStack:

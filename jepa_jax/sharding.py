@@ -3,6 +3,7 @@
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -86,6 +87,19 @@ def shard_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, ja
     """This host's rows of a batch to global arrays: `{name: [B / hosts, ...]}` -> `[B, ...]`."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def sum_over_hosts(values: np.ndarray, mesh: Mesh) -> jax.Array:
+    """What each host gives, [n] int32, summed over all hosts and whole on each; it is not waited for. The
+    mesh must be in context."""
+    rows = np.zeros((len(mesh.local_devices), len(values)), np.int32)
+    rows[0] = values
+    return _sum(**shard_global_batch({"rows": rows}, mesh))
+
+
+@jax.jit
+def _sum(rows):
+    return jax.lax.with_sharding_constraint(jnp.sum(rows, axis=0), PartitionSpec())
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

@@ -77,14 +77,13 @@ def train(config: Config, workdir: epath.Path) -> int:
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
       WorkerEndedError: one of `data.workers` died.
     """
-    # Each host counts the records that it reads itself.
-    host = "" if distributed.is_main() else f".{jax.process_index()}"
-    bad = BadRecords(config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
+    bad = loop.open_tally(config.data.max_bad_fraction, workdir)
     if jax.config.jax_compilation_cache_dir is None:
         # A run that goes on does not compile again; several hosts read what the first wrote.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
     # All that can be wrong with the configuration comes out before anything is written.
     with flags.as_usage_errors(ValueError, OSError):
+        loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
         with distributed.main_first():
             initial = None if loop.begun(workdir) else open_initial(config, mesh)
@@ -97,6 +96,7 @@ def train(config: Config, workdir: epath.Path) -> int:
             validation = evaluate.Validation(config, tokenizers) if by_recall else None
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
+        distributed.check_alike({"the data's checksum": pipeline.identity(sources)})
     with (
         taken,
         jax.set_mesh(mesh),
@@ -141,8 +141,8 @@ def train(config: Config, workdir: epath.Path) -> int:
             return 128 + stopped_by
         if distributed.is_main():
             plot_loss(workdir)
-        if bad.total:
-            print(bad.summary(), file=sys.stderr)
+        if bad.total and (left_out := bad.summary()):
+            print(left_out, file=sys.stderr)
         if config.eval.splits:
             model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
             evaluate.evaluate(model, workdir, list(TASKS))
@@ -187,13 +187,14 @@ def main(arguments: list[str]) -> int:
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
     workdir = values.workdir or place(f"runs/{config.name}")
-    loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     distributed.initialize(values)
-    try:
-        with distributed.ending_together(workdir):
+    with distributed.main_first():  # one host that refuses would leave the others waiting
+        loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
+    with distributed.ending_together(workdir):
+        try:
             return train(config, workdir)
-    except (NotFiniteError, TooManyBadRecordsError, WorkerEndedError) as error:
-        return loop.report_failure(error, workdir)
+        except (NotFiniteError, TooManyBadRecordsError, WorkerEndedError) as error:
+            return loop.report_failure(error, workdir)
 
 
 if __name__ == "__main__":

@@ -165,15 +165,16 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
       TooManyBadRecordsError: more records than the run's `data.max_bad_fraction` have unusable texts.
       WorkerEndedError: one of `data.workers` died.
     """
-    host = "" if distributed.is_main() else f".{jax.process_index()}"
-    bad = BadRecords(model.config.data.max_bad_fraction, workdir / f"bad_records{host}.json")
+    bad = loop.open_tally(model.config.data.max_bad_fraction, workdir)
     with flags.as_usage_errors(ValueError, OSError):
+        loop.check_hosts(config)
         mesh = make_mesh()
         with distributed.main_first():
             part = None if loop.begun(workdir) else open_init(config)
             dataset, sources = open_data(config, model, mesh, bad)
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
+        distributed.check_alike({"the data's checksum": pipeline.identity(sources)})
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())
     with (
@@ -247,12 +248,13 @@ def main(arguments: list[str]) -> int:
             f"--checkpoint=WORKDIR/checkpoints/{config.run_step}"
         )
     config = dataclasses.replace(config, run_step=model.step)
-    loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
-    try:
-        with distributed.ending_together(workdir):
+    with distributed.main_first():
+        loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
+    with distributed.ending_together(workdir):
+        try:
             return train(config, model, workdir)
-    except (NotFiniteError, TooManyBadRecordsError, WorkerEndedError) as error:
-        return loop.report_failure(error, workdir)
+        except (NotFiniteError, TooManyBadRecordsError, WorkerEndedError) as error:
+            return loop.report_failure(error, workdir)
 
 
 if __name__ == "__main__":

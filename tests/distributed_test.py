@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -174,13 +175,32 @@ def test_hosts_that_share_no_work_directory_are_told_so(data_dir, tmp_path):
 
 def test_a_host_that_cannot_start_stops_the_others_at_once(data_dir, tmp_path):
     """Its data is not there, say; the others must not wait for it."""
-    workdir = tmp_path / "run"
-    last = [], [f"--config.data.path={tmp_path / 'gone'}"]
+    workdir, file = tmp_path / "run", tmp_path / "file"
+    file.touch()
+    last = [], [f"--config.data.data_dir={file}"]
     ended = finish(start(workdir, data_dir, 2, 1, f"--workdir={workdir}", of_each=last), workdir)
     assert [status for status, _ in ended] == [2, 2], ended
     assert "error: process 1 could not start, and has said why" in ended[0][1]
-    assert "gone: no such folder" in ended[1][1]
+    assert str(file) in ended[1][1].splitlines()[-1]
     assert not (workdir / "metrics.jsonl").exists()
+
+
+def test_a_host_of_another_config_is_refused_and_nothing_is_written(data_dir, tmp_path):
+    """Each would update parameters of its own, and end with status 0."""
+    workdir = tmp_path / "run"
+    own = ["--config.data.threads=1"], ["--config.optim.learning_rate=0.1", "--config.data.threads=2"]
+    ended = finish(start(workdir, data_dir, 2, 1, of_each=own), workdir)
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: process 1 could not start, and has said why" in ended[0][1]
+    assert "something else: optim.learning_rate is 0.003 on process 0 and 0.1 here: start" in ended[1][1]
+    assert not (workdir / "config.json").exists()
+
+
+def test_hosts_of_other_numbers_of_devices_are_told_so(monkeypatch):
+    devices = [mock.Mock(process_index=host) for host in (0, 0, 0, 1)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(flags.UsageError, match=r"as many devices, .* 3 of process 0, 1 of process 1"):
+        distributed.check_devices()
 
 
 @pytest.mark.parametrize(

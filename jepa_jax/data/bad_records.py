@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from etils import epath
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -46,19 +47,23 @@ def by_cause(bad: Iterable[BadRecordError]) -> str:
 
 
 class BadRecords:
-    """The tally of one host's run. Every record is named once in the log, the first of a cause one by
-    one, and in `file`, which the next run in the same work directory goes on with.
+    """The tally of a run, of which each host names the records that it reads itself: every one once in the
+    log, the first of a cause one by one, and in `file`, which the next run in the same work directory goes
+    on with.
 
     Args:
       limit: `data.max_bad_fraction`.
       file: a JSON file, written by `save` where there is something to say.
+      alone: whether no other host reads records of this run; else who reads passes what `take` gives, summed
+        over all hosts, to `count`. By its own share a host of many would soon find the limit exceeded.
     """
 
-    def __init__(self, limit: float, file: epath.Path | None = None):
+    def __init__(self, limit: float, file: epath.Path | None = None, *, alone: bool = True):
         self._limit = limit
         self._file = file
-        self._read = self._bad = 0
-        self._counts: collections.Counter[str] = collections.Counter()
+        self._alone = alone
+        self._read = self._bad = self._left_out = 0
+        self._new = np.zeros(3, np.int32)
         self._names: dict[str, dict[str, str]] = {}
         self._records: collections.Counter[str] = collections.Counter()
         if file is not None and file.exists():
@@ -72,8 +77,8 @@ class BadRecords:
 
     @property
     def total(self) -> int:
-        """Times that a record was left out in this run."""
-        return self._counts.total()
+        """Times that a record was left out in this run, on any host."""
+        return self._left_out
 
     def opened(self, label: str, records: int, bad: Sequence[BadRecordError]) -> None:
         """A dataset of so many records was opened; `bad` are those that were found unusable in it.
@@ -82,7 +87,8 @@ class BadRecords:
           TooManyBadRecordsError: they are a larger share than the limit.
         """
         wrong = self._note(bad)
-        self._check(records, len(wrong), wrong, f"records of {label}")
+        self._left_out += len(bad)  # every host opens all
+        self._check(records, wrong, f"records of {label}")
 
     def read(self, records: int, bad: Sequence[BadRecordError]) -> None:
         """So many records were read; `bad` are those of them that another replaced.
@@ -90,16 +96,31 @@ class BadRecords:
         Raises:
           TooManyBadRecordsError: of all records read, a larger share than the limit was unusable.
         """
-        wrong = self._note(bad)
-        self._read += records
-        self._bad += len(wrong)
-        if wrong:
-            self._check(self._read, self._bad, wrong, "records read")
+        self._new += [records, self._note(bad), len(bad)]
+        if self._alone:
+            self.count(*self.take())
 
-    def _note(self, bad: Sequence[BadRecordError]) -> list[BadRecordError]:
-        """Count and log; those that count against the limit."""
+    def take(self) -> np.ndarray:
+        """What this host read since the last time: records, those that count against the limit, all left
+        out; [3] int32."""
+        new, self._new = self._new, np.zeros_like(self._new)
+        return new
+
+    def count(self, records: int, wrong: int, left_out: int) -> None:
+        """Add what all hosts read, as `take` gives it.
+
+        Raises:
+          TooManyBadRecordsError: of all records read, a larger share than the limit was unusable.
+        """
+        self._read += int(records)
+        self._bad += int(wrong)
+        self._left_out += int(left_out)
+        if wrong:
+            self._check(self._read, self._bad, "records read")
+
+    def _note(self, bad: Sequence[BadRecordError]) -> int:
+        """Log them; how many count against the limit."""
         for error in bad:
-            self._counts[error.cause] += 1
             names = self._names.setdefault(error.cause, {})
             # Beyond the names that are kept, a record that comes again counts again.
             if error.name in names:
@@ -112,21 +133,21 @@ class BadRecords:
                 logger.warning("left out: %s", error)
             elif number & (number - 1) == 0:
                 logger.warning("left out: %d records so far: %s; the last: %s", number, error.cause, error)
-        return [error for error in bad if error.cause != UNWANTED]
+        return sum(error.cause != UNWANTED for error in bad)
 
-    def _check(self, records: int, bad: int, latest: Sequence[BadRecordError], what: str) -> None:
+    def _check(self, records: int, bad: int, what: str) -> None:
         minimum = _MINIMUM if self._limit else 1
         if bad < minimum or bad <= self._limit * records:
             return
         self.save()
-        causes = [cause for cause in self._records if cause != UNWANTED] or [latest[0].cause]
+        causes = [cause for cause in self._records if cause != UNWANTED]
         named = ", ".join(
             f"{cause} ({self._records[cause]}, first {printable(next(iter(self._names[cause])))})"
             for cause in causes
         )
         raise TooManyBadRecordsError(
             f"{bad} of {records} {what} cannot be used, more than data.max_bad_fraction={self._limit:g} "
-            f"allows: {named}"
+            f"allows: {named or 'other hosts name them'}"
         )
 
     def summary(self) -> str:
