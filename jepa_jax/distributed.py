@@ -173,7 +173,8 @@ def main_first():
 
 def check_shared(workdir: epath.Path) -> None:
     """Raise UsageError, on every host, unless all of them see what the first writes into the folder: with
-    one of its own for each, the first checkpoint would wait for ever."""
+    one of its own for each, the first checkpoint would wait for ever, and what is made in parts would lack
+    those of the others."""
     if jax.process_count() == 1:
         return
     # A name that nobody has looked for: file systems remember what was not there.
@@ -187,8 +188,8 @@ def check_shared(workdir: epath.Path) -> None:
         probe.unlink()
     if not seen.all():
         raise flags.UsageError(
-            f"{workdir}: {np.sum(~seen)} of {len(seen)} hosts do not see what the first writes there: name a "
-            "--workdir that all of them share, on a disk or gs://BUCKET/DIR"
+            f"{workdir}: {np.sum(~seen)} of {len(seen)} hosts do not see what the first writes there: name "
+            "a folder that all of them share"
         )
 
 
@@ -251,7 +252,7 @@ def ending_together(workdir):
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} stops, for another host was lost "
             f"or something failed here ({reason[:300]}); start the same command on all hosts again: it goes "
-            f"on from the last checkpoint in {workdir}",
+            f"on from what was saved in {workdir}",
             file=sys.stderr,
             flush=True,
         )

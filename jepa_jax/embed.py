@@ -16,6 +16,7 @@ import zlib
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -89,6 +90,7 @@ def embed(model: Model, collection: Collection, folder: pathlib.Path, manifest: 
     """
     with distributed.main_first():
         table.open_folder(folder, manifest)
+    distributed.check_shared(epath.Path(folder))
     index, count = jax.process_index(), jax.process_count()
     mine = [part for part in table.missing_parts(folder, manifest) if part % count == index]
     for part in tqdm(mine, unit="part", mininterval=1, disable=not distributed.is_main()):
@@ -137,10 +139,11 @@ def main(arguments: list[str]) -> int:
         part_rows=values.part_rows,
     )
     out = values.out
-    with jax.set_mesh(make_mesh(devices=jax.local_devices())):
-        embed(on_every_device(loaded), collection, out, manifest)
-    with distributed.main_first():  # all are done when the first has seen the last
-        pass
+    with distributed.ending_together(out):
+        with jax.set_mesh(make_mesh(devices=jax.local_devices())):
+            embed(on_every_device(loaded), collection, out, manifest)
+        with distributed.main_first():  # all are done when the first has seen the last
+            pass
     if distributed.is_main():
         lacking = [item for part in range(manifest.parts) for item in table.left_out_of(out, part)]
         print(f"{manifest.rows - len(lacking)} videos embedded in {manifest.parts} parts in {out}")

@@ -1,5 +1,6 @@
 """Signals while training: what is saved, what is said, what is returned. Nothing here computes."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -11,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from jepa_jax import flags, inference, loop, train, train_decoder
+from jepa_jax import distributed, flags, inference, loop, train, train_decoder
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.loader import WorkerEndedError
+from jepa_jax.metrics import NotFiniteError
 from jepa_jax.sharding import make_mesh
 from tests.tiny_config import config as run_config
 from tests.tiny_decoder import config
@@ -153,6 +155,18 @@ def test_what_is_left_of_a_failed_run_is_said(tmp_path, capsys):
     (tmp_path / "checkpoints/2").mkdir(parents=True)
     loop.report_failure(ValueError("loss is nan at step 3"), tmp_path)
     assert capsys.readouterr().err.endswith(f"step 3; the last good checkpoint is in {tmp_path}\n")
+
+
+@pytest.mark.parametrize(("error", "at_once"), [(NotFiniteError, 0), (WorkerEndedError, 1)])
+def test_of_several_hosts_one_that_failed_alone_ends_at_once(error, at_once, tmp_path, monkeypatch, capsys):
+    """And says what it was, not that a host was lost."""
+    ended = mock.Mock(side_effect=SystemExit)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "end_at_once", ended)
+    with contextlib.suppress(SystemExit):
+        assert loop.report_failure(error("so it is"), tmp_path) == 1
+    assert ended.call_count == at_once
+    assert capsys.readouterr().err == "error: so it is; nothing had been saved yet\n"
 
 
 @pytest.mark.parametrize("command", [train, train_decoder])

@@ -145,6 +145,7 @@ def test_hosts_take_parts_in_turn(commands, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(embed, "embed_part", lambda *a: made.append(a[3]) or [])
     monkeypatch.setattr(embed.distributed, "main_first", contextlib.nullcontext)
+    monkeypatch.setattr(embed.distributed, "check_shared", lambda folder: None)
     monkeypatch.setattr(embed.jax, "process_count", lambda: 2)
     shares = []
     for process in range(2):

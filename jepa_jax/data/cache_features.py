@@ -33,7 +33,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from pydantic import ValidationError
 
-from jepa_jax import distributed, flags
+from jepa_jax import distributed, flags, loop
 from jepa_jax.checkpoint import DamagedCheckpointError, sha256
 from jepa_jax.config import Config
 from jepa_jax.data import features
@@ -68,7 +68,8 @@ class Encoder:
     """
 
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-        initial = open_initial(config, mesh)
+        with distributed.main_first():
+            initial = open_initial(config, mesh)
         template = abstract_state(config, mesh)[1]
         # An optimizer's moments have no use here, so they are never made.
         shardings = jax.tree.map(lambda x: x.sharding, dataclasses.replace(template, optimizer=None))
@@ -93,12 +94,13 @@ def _begin(out: epath.Path, new: Manifest) -> Manifest:
     Raises:
       UsageError: the folder holds a cache of something else.
     """
-    with flags.as_usage_errors(ValueError, OSError), distributed.main_first():
-        if not (out / features.FILE).exists():
-            out.mkdir(parents=True, exist_ok=True)
-            _write(out, new)
-            return new
-        there = features.read_manifest(out)
+    with flags.as_usage_errors(ValueError, OSError):
+        with distributed.main_first():
+            if not (out / features.FILE).exists():
+                out.mkdir(parents=True, exist_ok=True)
+                _write(out, new)
+            there = features.read_manifest(out)
+        distributed.check_shared(out)
     found = features.differences(there.made_with, new.made_with)
     if not found and there.x_encoder != new.x_encoder:
         found = "the weights of the X-Encoder are others"
@@ -230,6 +232,7 @@ def cache(config: Config, out: epath.Path, batch_size: int | None) -> int:
       UsageError: the configuration, data, weights or folder do not fit.
     """
     with flags.as_usage_errors(ValueError, OSError):
+        loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
         batch_size = _CLIPS_PER_DEVICE * mesh.size if batch_size is None else batch_size
         if batch_size % mesh.size:
@@ -237,6 +240,8 @@ def cache(config: Config, out: epath.Path, batch_size: int | None) -> int:
         (dataset,) = config.data.datasets
         with distributed.main_first():
             source = open_source(dataset, Limits.of(config.data))
+        known = {"--batch_size": str(batch_size), "the data's checksum": features.identity_of(source)}
+        distributed.check_alike(known)
         if not len(source):
             raise ValueError(f"{dataset.label} has no records")
     with jax.set_mesh(mesh):

@@ -1,0 +1,88 @@
+"""What hosts know of one another: two real processes that compute next to nothing."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
+from jepa_jax.data.records import BadRecordError
+from tests.processes import environment, free_port
+
+HOSTS = """
+import pathlib, sys
+from unittest import mock
+import jax
+import numpy as np
+
+port, index, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=10)
+from jepa_jax import distributed, embed, flags, inference
+from jepa_jax.sharding import make_mesh, sum_over_hosts
+from tests.search_test import COUNT, Colours, ColourModel, embedding
+
+mesh = make_mesh()
+with jax.set_mesh(mesh):
+    assert sum_over_hosts(np.array([3, 5 * index]), mesh).tolist() == [6, 5]
+
+def refusal(function, *arguments):
+    try:
+        return function(*arguments)
+    except flags.UsageError as error:
+        return str(error)
+
+assert refusal(distributed.check_alike, {"data": "x", "jax": "1"}) is None
+found = refusal(distributed.check_alike, {"data": "x" + "y" * index})
+assert ("data is x on process 0 and xy here" if index else "process 1 could not start") in found
+
+inference.load, embed.DatasetCollection = lambda _: ColourModel(), Colours
+def made(out):
+    main, *arguments = embedding(out)
+    return main(["--checkpoint=x", *arguments])
+assert made(folder / "shared") == 0
+assert "1 of 2 hosts do not see" in refusal(made, folder / f"own-{index}")
+if index:
+    Colours.__getitem__ = mock.Mock(side_effect=OSError("Input/output error"))
+made(folder / "fails")
+"""
+
+
+def test_hosts_tell_one_another_what_differs_and_what_failed(tmp_path):
+    port = str(free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOSTS, port, str(i), str(tmp_path)],
+            cwd=pathlib.Path(__file__).parent.parent,
+            env=environment(devices=3),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 1], errors
+    assert "process 0 of 2 stops, for another host was lost" in errors[0]
+    assert "(Input/output error); start the same command on all hosts again" in errors[1]
+
+
+def test_bad_records_count_against_the_limit_over_all_hosts():
+    """25 of 400 are 6%, but of the 4000 of all hosts less than one."""
+    few = [BadRecordError("text empty", f"clip {i}") for i in range(25)]
+    here = BadRecords(0.05, alone=False)
+    here.read(400, few)
+    assert here.take().tolist() == [400, 25, 25]
+    here.count(4000, 30, 31)
+    assert here.total == 31
+    assert here.take().tolist() == [0, 0, 0]
+    elsewhere = BadRecords(0.05, alone=False)
+    elsewhere.read(400, [])
+    with pytest.raises(TooManyBadRecordsError, match=r"400 of 4000 records read .* other hosts name them"):
+        elsewhere.count(4000, 400, 400)
+    with pytest.raises(TooManyBadRecordsError, match="25 of 400"):
+        BadRecords(0.05).read(400, few)
