@@ -205,7 +205,7 @@ def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
 
 
 # Where a host finds things and how it reads them ahead. All else is the whole run's.
-_OF_A_HOST = {"data.data_dir", "data.features", "data.threads", "data.workers", "data.prefetch"}
+_OF_A_HOST = {"data.data_dir", "data.path", "data.features", "data.threads", "data.workers", "data.prefetch"}
 
 
 def check_hosts(config) -> None:
