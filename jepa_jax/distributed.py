@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Mapping
 
@@ -230,21 +231,26 @@ def asked_to_stop(step: int) -> bool:
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
-def end_at_once() -> None:
-    """End this process with status 1: what runs at a normal end would wait for hosts that are gone, or that
+def end_at_once(status: int = 1) -> None:
+    """End this process: what runs at a normal end would wait for hosts that are gone, or that
     wait for this one."""
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 @contextlib.contextmanager
 def ending_together(workdir):
     """A host that fails where others wait for it must not leave them, nor itself, waiting.
 
-    Ends the process at once, with status 1 and a sentence.
+    Ends the process at once, with status 1 and a sentence; Ctrl-C with status 130.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        if jax.process_count() == 1:
+            raise
+        print("stopped", file=sys.stderr, flush=True)
+        end_at_once(128 + signal.SIGINT)
     except Exception as error:
         if jax.process_count() == 1 or isinstance(error, flags.UsageError):
             raise

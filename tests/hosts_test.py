@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from jepa_jax import distributed
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.records import BadRecordError
 from tests.processes import environment, free_port
@@ -69,6 +70,17 @@ def test_hosts_tell_one_another_what_differs_and_what_failed(tmp_path):
     assert [process.returncode for process in processes] == [1, 1], errors
     assert "process 0 of 2 stops, for another host was lost" in errors[0]
     assert "(Input/output error); start the same command on all hosts again" in errors[1]
+
+
+def test_ctrl_c_on_one_host_leaves_none_waiting(monkeypatch, capsys):
+    """A normal end waits for the others, who wait for this one."""
+    ended = []
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "end_at_once", ended.append)
+    with distributed.ending_together("runs/x"):
+        raise KeyboardInterrupt
+    assert ended == [130]
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_bad_records_count_against_the_limit_over_all_hosts():
