@@ -181,6 +181,10 @@ def open_tally(limit: float, workdir: epath.Path) -> BadRecords:
     return BadRecords(limit, workdir / f"bad_records{host}.json", alone=jax.process_count() == 1)
 
 
+# Where a host finds things and how it reads them ahead. All else is the whole run's.
+_OF_A_HOST = {"data.data_dir", "data.path", "data.features", "data.threads", "data.workers", "data.prefetch"}
+
+
 def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
     """Raise UsageError where the work directory holds a run of another config, but for the fields in
     `free`, or where nothing can be saved in it."""
@@ -191,6 +195,8 @@ def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
         return
     old = flags.flatten(flags.config_from_json(file.read_bytes(), str(file), type(config)))
     new = flags.flatten(config)
+    if not distributed.is_main():  # the file is the first host's
+        free = free | _OF_A_HOST
     changed = [
         f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
@@ -202,10 +208,6 @@ def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
             f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
             f"{'; ...' if len(changed) > 3 else ''}): name another --workdir{nothing}"
         )
-
-
-# Where a host finds things and how it reads them ahead. All else is the whole run's.
-_OF_A_HOST = {"data.data_dir", "data.path", "data.features", "data.threads", "data.workers", "data.prefetch"}
 
 
 def check_hosts(config) -> None:

@@ -149,6 +149,18 @@ def test_a_run_whose_checkpoints_could_not_be_read_does_not_begin(tmp_path, caps
     assert not folder.exists()
 
 
+def test_the_second_host_of_a_run_that_goes_on_names_the_data_as_it_is_there(tmp_path, monkeypatch):
+    with loop.take_workdir(run_config, tmp_path):
+        pass
+    elsewhere = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, path="/there"))
+    with pytest.raises(flags.UsageError, match=r"data\.path is None there, '/there' now"):
+        loop.check_workdir(elsewhere, tmp_path, set())
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    loop.check_workdir(elsewhere, tmp_path, set())
+    with pytest.raises(flags.UsageError, match="steps is"):
+        loop.check_workdir(dataclasses.replace(elsewhere, steps=7), tmp_path, set())
+
+
 def test_what_is_left_of_a_failed_run_is_said(tmp_path, capsys):
     assert loop.report_failure(ValueError("loss is nan at step 3"), tmp_path) == 1
     assert capsys.readouterr().err == "error: loss is nan at step 3; nothing had been saved yet\n"
