@@ -23,7 +23,7 @@ def objective(
 
     Args:
       predicted, target: [B, E], unit vectors where `config.on_the_sphere`.
-      target_id: [B] int, equal for equal texts.
+      target_id: [B] int, equal for equal targets.
       logit_scale: scalar 1 / tau, for those that have a temperature.
       key: of this step, for those that draw random numbers.
       config: a `LossConfig`.
