@@ -2,10 +2,10 @@
 
     python -m jepa_jax.benchmark --config=configs/benchmark_cpu.py --compare=pytorch
 
-Expected: 0.99 times the steps a second of PyTorch (0.95 to 1.08 over six turns) on two cores of an Intel
-Xeon with AMX, where PyTorch's library multiplies matrices a sixth to a third faster than XLA's. On an AMD
-EPYC with AVX-512, where both multiply equally fast, it was 1.08 times (1.03 to 1.11) when our step still
-took a tenth longer.
+Expected: 0.91 and 0.99 times the steps a second of PyTorch (two runs of six turns, 0.85 to 1.08) on two
+cores of an Intel Xeon with AMX, where PyTorch's library multiplies matrices a sixth to a third faster than
+XLA's. On an AMD EPYC with AVX-512, where both multiply equally fast, it was 1.08 times (1.03 to 1.11) when
+our step still took a tenth longer.
 """
 
 from jepa_jax.config import (
