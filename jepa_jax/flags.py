@@ -18,11 +18,13 @@ from etils import epath
 from pydantic import TypeAdapter, ValidationError
 
 from jepa_jax import places
-from jepa_jax.config import Config
+from jepa_jax.config import Config, DecoderConfig
 from jepa_jax.errors import first_line
 
 ConfigT = TypeVar("ConfigT")
 DEFAULT_CONFIG = "configs/demo.py"
+# Whose configuration it is.
+_KINDS = {Config: "a run", DecoderConfig: "a decoder"}
 
 
 class UsageError(ValueError):
@@ -86,6 +88,10 @@ def config_from_json(text: str | bytes, where: str, kind: type[ConfigT] = Config
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
+        for other, name in _KINDS.items():
+            with contextlib.suppress(ValidationError):
+                TypeAdapter(other).validate_json(text)
+                raise UsageError(f"{where} is that of {name}: give the folder of {_KINDS[kind]}") from error
         raise UsageError(explain(error, where)) from error
 
 

@@ -10,6 +10,8 @@ import platform
 import sys
 
 TUNABLE = "glibc.malloc.hugetlb"
+# Says that it was asked for: from a Python with capabilities of its own glibc takes the tunables away.
+ASKED = "JEPA_JAX_HUGE_PAGES"
 KERNEL_SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -22,9 +24,10 @@ def environment(environ: dict[str, str], kernel_switch: str, libc: str) -> dict[
       libc: the C library's name.
     """
     tunables = environ.get("GLIBC_TUNABLES", "")
-    if libc != "glibc" or TUNABLE in tunables or "[madvise]" not in kernel_switch:
+    asked = TUNABLE in tunables or ASKED in environ
+    if libc != "glibc" or asked or "[madvise]" not in kernel_switch:
         return None
-    return {**environ, "GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
+    return {**environ, ASKED: "1", "GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
 
 
 def restart_with_huge_pages() -> None:

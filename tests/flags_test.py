@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from jepa_jax import flags
-from jepa_jax.config import Config
+from jepa_jax.config import Config, DecoderConfig
 
 CONFIG = flags.load_config("configs/demo.py")
 
@@ -56,6 +56,15 @@ def test_json_that_is_no_config_is_not_repeated_in_the_sentence(text, sentence):
         flags.config_from_json(text, "run/config.json")
     assert str(error.value).startswith(sentence)
     assert text not in str(error.value)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_decoder_where_a_run_is_asked_for_is_named_and_the_other_way_round(swapped):
+    decoder = flags.load_config("configs/demo_decoder.py", DecoderConfig)
+    given, kind = (CONFIG, DecoderConfig) if swapped else (decoder, Config)
+    expected = "run: give the folder of a decoder" if swapped else "decoder: give the folder of a run"
+    with pytest.raises(flags.UsageError, match=f"^X/config.json is that of a {expected}$"):
+        flags.config_from_json(flags.config_to_json(given), "X/config.json", kind)
 
 
 def test_fields_that_depend_on_each_other_change_together():

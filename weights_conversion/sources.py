@@ -20,7 +20,7 @@ from weights_conversion.tensors import (
     load_pickle,
 )
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # What a hub name is downloaded for; other formats of the same weights are left where they are.
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]
 _MODEL_TYPES = ("vjepa2", "llama", "gemma3_text", "bert")

@@ -305,7 +305,8 @@ def test_what_is_no_source(tmp_path, refused):
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + np.zeros(5, np.uint8).tobytes())
     assert "holds no checkpoint that is known" in one_line(refused(tmp_path / "empty"))
     assert "of no kind that is known" in one_line(refused(tmp_path / "notes.txt"))
-    assert "no file or folder" in one_line(refused(tmp_path / "nowhere"))
+    for nowhere in (tmp_path / "nowhere", "./nowhere", "../nowhere"):
+        assert "no file or folder" in one_line(refused(nowhere))
     assert "download it again" in one_line(refused(tmp_path / "m.gguf"))
 
 
