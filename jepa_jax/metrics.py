@@ -178,11 +178,12 @@ def plot_loss(workdir: epath.Path) -> None:
         if name in rows[0]:
             left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, label=name)
     left.set(xlabel="step", title="Loss and its terms")
-    left.legend(frameon=False, loc="center right")
     if info_nce:
         left.set(ylabel="nats", title="InfoNCE = alignment + uniformity")
         right[0].plot(steps, [100 * row["accuracy"] for row in rows], linewidth=1.0, color="tab:green")
         right[0].set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
     for axes in figure.axes:
         axes.grid(alpha=0.3)
+    # Beside the curves: inside, whatever corner it took, some run's curve would cross it.
+    figure.legend(frameon=False, loc="outside lower left", ncols=4)
     save_figure(figure, workdir / "loss.png", dpi=120)

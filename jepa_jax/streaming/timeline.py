@@ -94,7 +94,8 @@ class Timeline:
         heights = np.interp(decodes, seconds, novelty)
         axes.vlines(decodes, 0, heights, color="black", linewidth=0.7)
         axes.plot(decodes, heights, "v", color="black", markersize=6, label=f"decodes ({len(decodes)})")
-        axes.set(ylabel="novelty", ylim=(0, 1.12 * max(novelty.max(), threshold or 0, 1e-6)))
+        # The legend's row stands above the highest peak.
+        axes.set(ylabel="novelty", ylim=(0, 1.3 * max(novelty.max(), threshold or 0, 1e-6)))
         axes.legend(frameon=False, loc="upper right", ncols=3, fontsize=9)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
