@@ -215,7 +215,12 @@ def check_hosts(config) -> None:
     of JAX."""
     if jax.process_count() == 1:  # and no need to read the code
         return
-    known = {name: repr(value) for name, value in flags.flatten(config).items() if name not in _OF_A_HOST}
+    flat = flags.flatten(config)
+    known = {name: repr(value) for name, value in flat.items() if name not in _OF_A_HOST}
+    # Where they are is a host's own, but not whether there are any: steps of tokens and of frames are
+    # different programs.
+    if "data.features" in flat:
+        known["data.features"] = "set" if flat["data.features"] else "not set"
     distributed.check_alike(known | {"jepa_jax": _version(), "jax": jax.__version__})
 
 

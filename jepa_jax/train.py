@@ -116,8 +116,10 @@ def train(config: Config, workdir: epath.Path) -> int:
             state = from_items(items, config)
             loop.going_on(start, config, data_state["sources"], pipeline.identity(sources))
         if config.data.features:
-            with flags.as_usage_errors(ValueError):
-                features.check_weights(config.data.features, sha256(state.frozen["x_encoder"]))
+            x_encoder = sha256(state.frozen["x_encoder"])
+            # Each host may have a copy of its own: where one is of other weights, none may go on.
+            with flags.as_usage_errors(ValueError), distributed.main_first():
+                features.check_weights(config.data.features, x_encoder)
         step_fn = partial(jit_train_step(template, config.model), graphdef=graphdef, config=config)
         loader = Loader(dataset, config.data, bad, data_state)
         score = None

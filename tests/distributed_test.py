@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,35 @@ def test_a_host_of_another_config_is_refused_and_nothing_is_written(data_dir, tm
     assert "error: process 1 could not start, and has said why" in ended[0][1]
     assert "something else: optim.learning_rate is 0.003 on process 0 and 0.1 here: start" in ended[1][1]
     assert not (workdir / "config.json").exists()
+
+
+FROZEN = "--config.optim.factors.x_encoder=0"
+
+
+def test_a_host_without_the_others_features_is_refused(data_dir, tmp_path):
+    """Steps of tokens and of frames wait for one another's sums, which are of other sizes."""
+    workdir = tmp_path / "run"
+    own = [f"--config.data.features={tmp_path / 'cache'}"], []
+    ended = finish(start(workdir, data_dir, 2, 1, FROZEN, of_each=own), workdir)
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "something else: data.features is set on process 0 and not set here: start" in ended[1][1]
+    assert not (workdir / "config.json").exists()
+
+
+def test_a_host_whose_features_are_of_other_weights_stops_all(data_dir, tmp_path):
+    """The others would wait for it in the first step, and it for them in its end."""
+    workdir, caches = tmp_path / "run", [tmp_path / "cache", tmp_path / "other"]
+    command = [sys.executable, "-m", "jepa_jax.data.cache_features", "--config=tests/tiny_config.py", FROZEN]
+    command += [f"--out={caches[0]}", f"--config.data.data_dir={data_dir}", "--config.fsdp=1"]
+    subprocess.run(command, cwd=ROOT, env=environment(1, data_dir / "compiled"), check=True, timeout=240)
+    shutil.copytree(*caches)
+    manifest = json.loads((caches[1] / "features.json").read_text())
+    (caches[1] / "features.json").write_text(json.dumps(manifest | {"x_encoder": "another"}))
+    own = [[f"--config.data.features={cache}"] for cache in caches]
+    ended = finish(start(workdir, data_dir, 2, 1, FROZEN, of_each=own), workdir)
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: process 1 could not start, and has said why" in ended[0][1]
+    assert "was made by an X-Encoder of other weights than this run's" in ended[1][1]
 
 
 def test_hosts_of_other_numbers_of_devices_are_told_so(monkeypatch):
