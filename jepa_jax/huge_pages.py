@@ -19,7 +19,8 @@ def environment(environ: dict[str, str], kernel_switch: str, libc: str) -> dict[
     """The environment in which glibc asks for huge pages; None where it would change nothing.
 
     Args:
-      environ: the present environment. A user's own setting of the tunable is left alone.
+      environ: the present environment. A user's own setting of the tunable is left alone; `ASKED`, of any
+        value, says that nothing is to be done.
       kernel_switch: contents of `KERNEL_SWITCH`, such as "always [madvise] never".
       libc: the C library's name.
     """
