@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import json
 import logging
 import pathlib
 import tempfile
@@ -18,6 +19,9 @@ from jepa_jax.places import is_local, place
 SHIPPED = {"emoji_motion": pathlib.Path(__file__).parent / "emoji_motion" / "tokenizer"}
 # Of the files of a tokenizer; beside them there may be gigabytes of weights.
 _FILES = (".json", ".txt", ".model", ".jinja")
+
+# The class that takes all from tokenizer.json, by its names in transformers 4 and 5.
+_GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
@@ -36,6 +40,21 @@ def _on_disk(name: str):
             if file.suffix in _FILES:
                 pathlib.Path(copy, file.name).write_bytes(file.read_bytes())
         yield copy
+
+
+def _class_of(source: str):
+    """The class of `transformers` that reads a tokenizer. `AutoTokenizer` finds it by itself, but imports
+    PyTorch, where that is installed, to do so: seconds of every start. A folder of a tokenizer alone that
+    names the general class needs no finding."""
+    import transformers  # slow to import, and only needed here
+
+    folder = pathlib.Path(source)
+    known = (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # what is wrong, AutoTokenizer says
+        about = json.loads((folder / "tokenizer_config.json").read_bytes())
+        if known and about.get("tokenizer_class") in _GENERAL and "auto_map" not in about:
+            return transformers.PreTrainedTokenizerFast
+    return transformers.AutoTokenizer
 
 
 def _whole(text: str) -> str:
@@ -57,12 +76,10 @@ class Tokenizer:
 
     def __init__(self, name: str, prefix: str = "", vocab_size: int | None = None):
         logging.getLogger("transformers").addFilter(_is_no_advice)
-        from transformers import AutoTokenizer  # slow to import, and only needed here
-
         try:
             with _on_disk(str(SHIPPED.get(name, name))) as source:
                 # Left out, the library asks at the terminal whether to run the code that a folder brings.
-                self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                self._tokenizer = _class_of(source).from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # the library raises whatever a damaged file leads it to
             raise ValueError(
                 f"tokenizer {name!r} cannot be loaded: give {', '.join(SHIPPED)}, a folder, or "

@@ -299,6 +299,22 @@ def test_nobody_is_told_to_install_pytorch():
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
+def test_what_is_shipped_loads_as_the_library_would_without_pytorch():
+    program = (
+        "import sys\n"
+        "from jepa_jax.data.tokenizer import SHIPPED, Tokenizer\n"
+        "ours = Tokenizer('emoji_motion')._tokenizer\n"
+        "assert 'torch' not in sys.modules\n"
+        "from transformers import AutoTokenizer\n"
+        "assert 'torch' in sys.modules\n"
+        "theirs = AutoTokenizer.from_pretrained(str(SHIPPED['emoji_motion']))\n"
+        "assert type(ours) is type(theirs)\n"
+        "assert ours.init_kwargs == theirs.init_kwargs\n"
+        "assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
+
+
 def test_a_last_bucket_too_short_for_the_special_tokens_is_refused_at_the_start():
     """As a query-free stage's of one position is, for a tokenizer that puts two around every text."""
 
