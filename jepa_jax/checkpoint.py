@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -27,6 +27,21 @@ _ARRAYS = ("params", "training")
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint whose arrays are not those that were saved, or cannot be read."""
+
+
+def raise_if_damaged(failure: str | None, places: Iterable[jax.sharding.Sharding]) -> None:
+    """Raise DamagedCheckpointError, of arrays that several hosts hold on all of them, where one of them says
+    what failed: each has read its own shares, and none may go on without the others.
+
+    Args:
+      failure: one sentence, or None.
+      places: where the arrays are. Those of this host alone concern no other.
+    """
+    failed = np.array([failure is not None])
+    if not all(sharding.is_fully_addressable for sharding in places):
+        failed = multihost_utils.process_allgather(failed).ravel()
+    if failed.any():
+        raise DamagedCheckpointError(failure or f"process {np.argmax(failed)} found it damaged")
 
 
 @jax.jit
@@ -100,6 +115,8 @@ class Checkpointer:
                 best_fn=score,
                 # Orbax's own `read_only` says so in three warnings each time.
                 create=not read_only,
+                # There is none, and a host that reads alone would wait here for the others.
+                save_root_metadata=False,
                 # Metrics are of no use to who only reads.
                 lightweight_initialize=read_only,
                 # On a disk by `_clear`: where Orbax cannot remove something (a file that NFS holds), each
@@ -206,19 +223,17 @@ class Checkpointer:
                     texts.restore(folder / x, args=ocp.args.JsonRestore()) for x in ("data", "fingerprint")
                 )
         except Exception as error:  # tensorstore raises bare Exceptions on bad files
-            failure = error
-        # Each host reads its own shares: where one cannot, no other may go on with this checkpoint.
-        failed = multihost_utils.process_allgather(np.array([failure is not None])).ravel()
-        if failed.any():
-            reason = first_line(failure) if failure else f"process {np.argmax(failed)} cannot read it"
-            raise DamagedCheckpointError(reason) from failure
+            failure = first_line(error)
+        places = [x.sharding for x in jax.tree.leaves(template)]
+        raise_if_damaged(failure, places)
         fingerprints = fingerprints if isinstance(fingerprints, dict) else {}
         for name in template:
             if _checksums(found[name]) != fingerprints.get(name):
-                raise DamagedCheckpointError(f"arrays of {name} differ from those that were saved")
+                failure = failure or f"arrays of {name} differ from those that were saved"
         # Earlier checkpoints have no checksum of it.
         if "data" in fingerprints and fingerprints["data"] != _checksum_of_json(data):
-            raise DamagedCheckpointError("the position in the data differs from what was saved")
+            failure = failure or "the position in the data differs from what was saved"
+        raise_if_damaged(failure, places)
         return found, data
 
     def restore_latest(self, template) -> tuple[int, Any, dict[str, Any]] | None:

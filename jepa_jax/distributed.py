@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 
 import jax
@@ -18,6 +19,9 @@ from jax.experimental import multihost_utils
 
 from jepa_jax import flags
 from jepa_jax.errors import first_line
+
+# Seconds after which a start says that it waits for other hosts.
+_PATIENCE = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +82,19 @@ def initialize(values: argparse.Namespace) -> None:
     check_devices()
 
 
+@contextlib.contextmanager
+def _saying_that_it_waits(place: str | None):
+    """JAX says nothing while a host of the run has not started, and gives up after five minutes."""
+    line = f"waiting for the other hosts of this run{f' at {place}' if place else ''}"
+    waiting = threading.Timer(_PATIENCE, print, [line], {"file": sys.stderr, "flush": True})
+    waiting.daemon = True
+    waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
+
+
 def check_devices() -> None:
     """Raise UsageError where JAX has nothing to compute on (JAX_PLATFORMS names what this machine lacks, or
     another process holds its TPU), or another number of devices on one host than on another."""
@@ -117,11 +134,12 @@ def _join(values: argparse.Namespace) -> None:
     # without others would want them.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(
-            **where,
-            local_device_ids=gpus_of_its_own(os.environ),
-            heartbeat_timeout_seconds=values.heartbeat,
-        )
+        with _saying_that_it_waits(values.coordinator):
+            jax.distributed.initialize(
+                **where,
+                local_device_ids=gpus_of_its_own(os.environ),
+                heartbeat_timeout_seconds=values.heartbeat,
+            )
     except RuntimeError as error:
         if "before any JAX" not in str(error):
             raise
@@ -146,9 +164,8 @@ def tell(line: str) -> None:
 
 
 @contextlib.contextmanager
-def main_first():
-    """The first process runs the body before the others do: it prepares what they then find. No host goes
-    on from here without the others.
+def together():
+    """No host goes on from here without the others. The body waits for none of them.
 
     Raises:
       UsageError: the body failed on another host; where it did, that exception is raised.
@@ -156,20 +173,34 @@ def main_first():
     if jax.process_count() == 1:
         yield
         return
-    if not is_main():
-        multihost_utils.sync_global_devices("main_first")
     failure = None
     try:
         yield
     except Exception as error:
         failure = error
-    if is_main():
-        multihost_utils.sync_global_devices("main_first")
     failed = np.flatnonzero(multihost_utils.process_allgather(np.array(failure is not None)))
     if failure is not None:
         raise failure
     if len(failed):
         raise flags.UsageError(f"process {failed[0]} could not start, and has said why")
+
+
+@contextlib.contextmanager
+def main_first():
+    """The first process runs the body before the others do: it prepares what they then find. No host goes
+    on from here without the others.
+
+    Raises:
+      UsageError: the body failed on another host; where it did, that exception is raised.
+    """
+    if not is_main():
+        multihost_utils.sync_global_devices("main_first")
+    with together():
+        try:
+            yield
+        finally:
+            if is_main():
+                multihost_utils.sync_global_devices("main_first")
 
 
 def check_shared(workdir: epath.Path) -> None:
@@ -212,15 +243,13 @@ def check_alike(known: Mapping[str, str]) -> None:
         for name in sorted(first.keys() | known.keys())
         if first.get(name) != known.get(name)
     ]
-    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(others))))
-    if others:
-        more = f" (and {len(others) - 3} more)" if len(others) > 3 else ""
-        raise flags.UsageError(
-            f"process {jax.process_index()} would compute something else: {'; '.join(others[:3])}{more}: "
-            "start the same command, of the same version and on the same data, on all hosts"
-        )
-    if len(failed):
-        raise flags.UsageError(f"process {failed[0]} could not start, and has said why")
+    more = f" (and {len(others) - 3} more)" if len(others) > 3 else ""
+    with together():
+        if others:
+            raise flags.UsageError(
+                f"process {jax.process_index()} would compute something else: {'; '.join(others[:3])}{more}: "
+                "start the same command, of the same version and on the same data, on all hosts"
+            )
 
 
 def asked_to_stop(step: int) -> bool:

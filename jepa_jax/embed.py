@@ -120,9 +120,10 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     values = parse(arguments)
     distributed.initialize(values)
-    loaded = inference.load(values.checkpoint)
-    if not isinstance(loaded, Model):
-        raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can embed")
+    with distributed.together():
+        loaded = inference.load(values.checkpoint)
+        if not isinstance(loaded, Model):
+            raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can embed")
     config = loaded.config
     with flags.as_usage_errors(ValueError), distributed.main_first():
         loaded.check_query(values.query)

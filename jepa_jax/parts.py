@@ -4,6 +4,7 @@ A part is written by `python -m weights_conversion` and holds `params/` (Orbax, 
 source), `part.json`, and the source's tokenizer where it has one.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,7 +21,7 @@ from orbax.checkpoint import type_handlers
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jepa_jax.checkpoint import DamagedCheckpointError, fingerprint
+from jepa_jax.checkpoint import fingerprint, raise_if_damaged
 from jepa_jax.config import BertConfig, Config, LlamaConfig, XEncoderConfig, YEncoderConfig
 from jepa_jax.errors import first_line
 from jepa_jax.models.llama import LanguageModel
@@ -198,26 +199,30 @@ class Part:
             path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
             for path, x in self.shapes.items()
         }
+        failure, places = None, shardings.values()
+        # Not by a checkpointer, in which hosts that can read wait for one that cannot.
+        handler = ocp.PyTreeCheckpointHandler()
         try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                tree = checkpointer.restore(
+            with contextlib.closing(handler):
+                tree = handler.restore(
                     self.directory / _ARRAYS,
-                    ocp.args.PyTreeRestore(
+                    args=ocp.args.PyTreeRestore(
                         _nested(template),
                         restore_args=ocp.checkpoint_utils.construct_restore_args(_nested(template)),
                         partial_restore=True,
                     ),
                 )
+            found = flatten(tree)
+            for path, array in found.items():
+                if not isinstance(array, jax.Array):  # Orbax leaves in its place what it was to be like
+                    failure = f"{self.directory} lacks {path}: convert it again"
         except Exception as error:  # tensorstore raises bare Exceptions on bad files
-            raise DamagedCheckpointError(f"{self.directory}: {first_line(error)}") from error
-        found = flatten(tree)
+            failure = f"{self.directory}: {first_line(error)}"
+        raise_if_damaged(failure, places)
         for path, array in found.items():
-            if not isinstance(array, jax.Array):  # Orbax leaves in its place what it was to be like
-                raise DamagedCheckpointError(f"{self.directory} lacks {path}: convert it again")
             if int(fingerprint(array)[0]) != self.checksums[path]:
-                raise DamagedCheckpointError(
-                    f"{self.directory}: {path} differs from what was written; convert it again"
-                )
+                failure = f"{self.directory}: {path} differs from what was written; convert it again"
+        raise_if_damaged(failure, places)
         return found
 
 

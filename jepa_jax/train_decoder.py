@@ -238,15 +238,16 @@ def main(arguments: list[str]) -> int:
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config, DecoderConfig), overrides)
     distributed.initialize(values)
-    model = inference.load(values.checkpoint)
-    if not isinstance(model, inference.Model):
-        raise flags.UsageError(f"{values.checkpoint} holds one part: a decoder is for whole models")
+    with distributed.together():
+        model = inference.load(values.checkpoint)
+        if not isinstance(model, inference.Model):
+            raise flags.UsageError(f"{values.checkpoint} holds one part: a decoder is for whole models")
+        if config.run_step not in (None, model.step):
+            raise flags.UsageError(
+                f"run_step={config.run_step}, but {values.checkpoint} is step {model.step}: give "
+                f"--checkpoint=WORKDIR/checkpoints/{config.run_step}"
+            )
     workdir = values.workdir or model.home / "decoder"
-    if config.run_step not in (None, model.step):
-        raise flags.UsageError(
-            f"run_step={config.run_step}, but {values.checkpoint} is step {model.step}: give "
-            f"--checkpoint=WORKDIR/checkpoints/{config.run_step}"
-        )
     config = dataclasses.replace(config, run_step=model.step)
     with distributed.main_first():
         loop.check_workdir(config, workdir, _FREE_TO_CHANGE)

@@ -247,6 +247,18 @@ def test_flags_that_do_not_go_together_are_one_sentence(arguments, sentence):
     assert sentence in str(error.value)
 
 
+def test_a_host_says_what_it_waits_for(monkeypatch, capsys):
+    def timer(seconds, function, arguments, options):
+        assert seconds > 10  # most starts say nothing
+        return mock.Mock(start=lambda: function(*arguments, **options))
+
+    monkeypatch.setattr(distributed.threading, "Timer", timer)
+    monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=RuntimeError("before any JAX")))
+    with pytest.raises(flags.UsageError, match="start a new process"):
+        distributed.initialize(given("--coordinator=h:1", "--processes=2", "--process=0"))
+    assert capsys.readouterr().err == "waiting for the other hosts of this run at h:1\n"
+
+
 @pytest.mark.parametrize(
     ("environ", "several"),
     [
@@ -335,64 +347,3 @@ def test_where_there_is_no_metadata_server_nobody_is_asked(skips, monkeypatch):
     else:
         monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     assert distributed._may_have_others() is not skips
-
-
-CHECKPOINTS = """
-import pathlib, sys
-import jax, jax.numpy as jnp
-from orbax.checkpoint import StandardCheckpointHandler
-from jax.sharding import NamedSharding, PartitionSpec
-
-port, index, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=10)
-from jepa_jax.checkpoint import Checkpointer
-from jepa_jax.config import CheckpointConfig
-from jepa_jax.sharding import make_mesh
-
-place = NamedSharding(make_mesh(2), PartitionSpec("fsdp"))
-x = jax.jit(lambda: jnp.arange(14.0), out_shardings=place)()
-items = {"params": {"x": x}, "training": {"x": 2 * x}}
-template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
-config = CheckpointConfig(keep=3, best_metric="loss")
-first = Checkpointer(folder, config)
-for step in (1, 2):
-    first.save(step, items, {"step": step}, {"loss": 1.0})
-first.close()
-
-read = StandardCheckpointHandler.restore
-def fail_on_one_host(self, directory, *arguments, **options):
-    if index == 1 and "2" in directory.parts:
-        raise TimeoutError
-    return read(self, directory, *arguments, **options)
-StandardCheckpointHandler.restore = fail_on_one_host
-
-again = Checkpointer(folder, config)
-assert again.restore_latest(template)[0] == 1
-again.save(2, items, {"step": 2}, {"loss": 1.0})
-again.close()
-assert again.steps() == [1, 2]
-"""
-
-
-def test_a_checkpoint_that_one_host_cannot_read_is_none_for_all_and_can_be_saved_again(tmp_path):
-    port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHECKPOINTS, port, str(i), str(tmp_path / "checkpoints")],
-            cwd=ROOT,
-            env=environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert "2 is damaged (process 1 cannot read it)" in errors[0]
-    assert "2 is damaged (TimeoutError)" in errors[1]
-    assert (tmp_path / "damaged-2").is_dir()

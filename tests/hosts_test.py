@@ -1,25 +1,15 @@
 """What hosts know of one another: two real processes that compute next to nothing."""
 
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from jepa_jax import distributed
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.records import BadRecordError
-from tests.processes import environment, free_port
+from tests.processes import on_two_hosts
 
 HOSTS = """
-import pathlib, sys
 from unittest import mock
-import jax
 import numpy as np
-
-port, index, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=10)
 from jepa_jax import distributed, embed, flags, inference
 from jepa_jax.sharding import make_mesh, sum_over_hosts
 from tests.search_test import COUNT, Colours, ColourModel, embedding
@@ -51,25 +41,10 @@ made(folder / "fails")
 
 
 def test_hosts_tell_one_another_what_differs_and_what_failed(tmp_path):
-    port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOSTS, port, str(i), str(tmp_path)],
-            cwd=pathlib.Path(__file__).parent.parent,
-            env=environment(devices=3),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [1, 1], errors
-    assert "process 0 of 2 stops, for another host was lost" in errors[0]
-    assert "(Input/output error); start the same command on all hosts again" in errors[1]
+    (status, first), (last_status, last) = on_two_hosts(HOSTS, tmp_path, devices=3)
+    assert (status, last_status) == (1, 1), first + last
+    assert "process 0 of 2 stops, for another host was lost" in first
+    assert "(Input/output error); start the same command on all hosts again" in last
 
 
 def test_ctrl_c_on_one_host_leaves_none_waiting(monkeypatch, capsys):

@@ -3,6 +3,10 @@
 import os
 import pathlib
 import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def environment(devices: int = 1, compiled: pathlib.Path | None = None) -> dict[str, str]:
@@ -23,3 +27,35 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+# How a program for `on_two_hosts` begins.
+JOIN = """
+import pathlib, sys
+import jax
+
+port, index, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=10)
+"""
+
+
+def on_two_hosts(program: str, folder: pathlib.Path, devices: int = 1) -> list[tuple[int, str]]:
+    """(exit status, what it wrote to stderr) of two processes that run JOIN and a program."""
+    port = str(free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOIN + program, port, str(i), str(folder)],
+            cwd=ROOT,
+            env=environment(devices),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
