@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from orbax.checkpoint import type_handlers
-from pydantic import Field, TypeAdapter
+from pydantic import Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jepa_jax.checkpoint import fingerprint, raise_if_damaged
@@ -275,6 +275,7 @@ def open_part(directory: epath.PathLike) -> Part:
                 f"{directory / _FILE} has format {content['format']}, this version reads {_FORMAT}"
             )
         config = TypeAdapter(CONFIGS[content["part"]]).validate_json(json.dumps(content["config"]))
+        max_length = TypeAdapter(PositiveInt | None).validate_python(content["max_length"], strict=True)
         return Part(
             directory=directory,
             name=content["part"],
@@ -284,7 +285,7 @@ def open_part(directory: epath.PathLike) -> Part:
                 for path, a in content["arrays"].items()
             },
             checksums={path: a["checksum"] for path, a in content["arrays"].items()},
-            max_length=content["max_length"],
+            max_length=max_length,
             provenance=content["provenance"],
         )
     except NotAPartError:

@@ -23,7 +23,7 @@ from jepa_jax.errors import encodable, printable
 from jepa_jax.inference import Model
 from jepa_jax.streaming import offline
 from jepa_jax.streaming.events import EventLog, read_events
-from jepa_jax.streaming.frames import NoVideoError, SourceStoppedError, check_rate, open_video
+from jepa_jax.streaming.frames import NoVideoError, SourceStoppedError, check_rate, open_video, shown
 from jepa_jax.streaming.online import Decode, OnlineConfig, OnlineDecoder, variance
 from jepa_jax.streaming.texts import NearestText, Speaks, Written, read_bank
 from jepa_jax.streaming.timeline import Thinned, Timeline
@@ -205,7 +205,7 @@ def summarise(values: argparse.Namespace, watch: Watch, out: pathlib.Path) -> No
     found = read_events(out / "events.jsonl")
     if found:
         threshold = None if values.offline else values.threshold
-        title = encodable(pathlib.Path(values.video).name)
+        title = encodable(pathlib.Path(shown(values.video)).name)
         watch.timeline.draw(out / "timeline.png", found, title, threshold)
     decodes, windows = watch.events.decodes, watch.latency.windows
     print(f"{len(found)} events, {decodes} decodes for {windows} windows, in {out}; {watch.latency}")

@@ -115,6 +115,8 @@ def test_another_checksum_is_noticed(tmp_path):
         ({"config": {"width": 3}}, "does not describe a part"),
         ({"arrays": {"x": {}}}, "does not describe a part"),
         ({"arrays": []}, "does not describe a part"),
+        ({"max_length": 0}, "does not describe a part"),
+        ({"max_length": "512"}, "does not describe a part"),
     ],
 )
 def test_what_describes_no_part_is_refused(change, words, tmp_path):

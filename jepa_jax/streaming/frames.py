@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 import av
@@ -54,17 +55,21 @@ class _Clock:
         return self._last[1]
 
 
+def shown(source: str) -> str:
+    """A source as a sentence may have it: a URL without the name and the password that it may hold."""
+    # A password may hold any sign, as it stands; what follows a port is none.
+    return re.sub(r"://(?:[^/@:]*:(?!\d+/).*|[^/@]*)@", "://***@", source)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, av.ExitError):  # how PyAV's timeout comes out
         return f"nothing came for {max(_PATIENCE):g} s"
     return getattr(error, "strerror", None) or first_line(error)
 
 
-def _check_size(source: str, width: int, height: int, max_pixels: int) -> None:
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise NoVideoError(
-            f"{source} has frames of {width} x {height} pixels; at most {max_pixels:,} are read"
-        )
+        raise NoVideoError(f"{name} has frames of {width} x {height} pixels; at most {max_pixels:,} are read")
 
 
 def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**26) -> Iterator[Frame]:
@@ -82,22 +87,23 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
       NoVideoError: it cannot be opened, or has no frames.
       SourceStoppedError: it ends in an error, or well before the length it declares.
     """
+    name = shown(source)
     if os.path.isfile(source) and not os.path.getsize(source):
-        raise NoVideoError(f"{source} is an empty file")
+        raise NoVideoError(f"{name} is an empty file")
     options = {"protocol_whitelist": _NETWORK} if "://" in source else {}
     # FFmpeg takes what is before a colon for a protocol, but of a path that is absolute.
     where = os.path.abspath(source) if device is None and os.path.isfile(source) else source
     try:
         container = av.open(where, format=device, options=options, timeout=_PATIENCE)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise NoVideoError(f"{source} cannot be opened as a video: {_reason(error)}") from error
+        raise NoVideoError(f"{name} cannot be opened as a video: {_reason(error)}") from error
     with container:
         if not container.streams.video:
-            raise NoVideoError(f"{source} holds no video")
+            raise NoVideoError(f"{name} holds no video")
         stream = container.streams.video[0]
         if stream.codec_context is None:  # FFmpeg knows what it is, as an SVG, and cannot decode it
-            raise NoVideoError(f"{source} holds a kind of video that cannot be decoded here")
-        _check_size(source, stream.width, stream.height, max_pixels)
+            raise NoVideoError(f"{name} holds a kind of video that cannot be decoded here")
+        _check_size(name, stream.width, stream.height, max_pixels)
         period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
         declared = container.duration / av.time_base if container.duration else 0.0
         aspect = stream.sample_aspect_ratio or 1
@@ -105,19 +111,19 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         try:
             for frame in container.decode(stream):
                 width = max(round(frame.width * aspect), 1)
-                _check_size(source, width, frame.height, max_pixels)  # it may change on the way
+                _check_size(name, width, frame.height, max_pixels)  # it may change on the way
                 seconds = clock(frame.time)
                 yield Frame(seconds, as_seen(frame, width))
         except (av.FFmpegError, OSError) as error:
             if seconds is None:
-                raise NoVideoError(f"{source} holds no frame that can be read: {_reason(error)}") from error
-            raise SourceStoppedError(f"{source} stopped after {seconds:.1f} s: {_reason(error)}") from error
+                raise NoVideoError(f"{name} holds no frame that can be read: {_reason(error)}") from error
+            raise SourceStoppedError(f"{name} stopped after {seconds:.1f} s: {_reason(error)}") from error
         if seconds is None:
-            raise NoVideoError(f"{source} holds no frames")
+            raise NoVideoError(f"{name} holds no frames")
         # A file that is cut off and a connection that is lost often look like a plain end.
         if seconds + 1 < 0.95 * declared:
             raise SourceStoppedError(
-                f"{source} stopped after {seconds:.1f} s of the {declared:.1f} s that it declares"
+                f"{name} stopped after {seconds:.1f} s of the {declared:.1f} s that it declares"
             )
 
 

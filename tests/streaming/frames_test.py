@@ -16,6 +16,7 @@ from jepa_jax.streaming.frames import (
     at_rate,
     from_arrays,
     open_video,
+    shown,
 )
 from tests.data import clips
 from tests.streaming import videos
@@ -99,6 +100,18 @@ def test_a_url_gives_the_frames_of_the_file(folder):
             for one, other in zip(far, near, strict=True):
                 assert one.seconds == other.seconds
                 np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("user", ["who:secret", "secret", "who:se/cr@et"])
+def test_a_camera_s_password_is_in_no_sentence(user):
+    with pytest.raises(NoVideoError, match=r"^http://\*\*\*@127.0.0.1:9/live cannot be opened") as error:
+        next(open_video(f"http://{user}@127.0.0.1:9/live"))
+    assert "cr" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["https://host:80/live?at=a@b", "clips/who@host.mp4", "rtsp://host/@who"])
+def test_what_is_no_password_is_shown(source):
+    assert shown(source) == source
 
 
 @pytest.mark.parametrize("name", ["noise.mp4", "noise.ts"])
