@@ -25,6 +25,9 @@ ROWS_ASKED = 100
 # Of Parquet: a table of so many bytes and rows is read at once (what repeats takes no bytes); of others so
 # many rows, through so large a buffer.
 SMALL_TABLE_BYTES, _SMALL_TABLE_ROWS, _BATCH_ROWS, _BUFFER_BYTES = 2**20, 2**15, 1024, 2**20
+# A column so large, so large by row, and so much larger in memory than in the file was made to fill the
+# memory: of texts it is ten times.
+_EXPANDED_BYTES, _EXPANDED_ROW_BYTES, _EXPANSION = 2**26, 2**12, 1000
 # Rows are read in any order if the next one was not near so many times of late, and once in so many reads.
 _JUMPS, _STEPS_PER_JUMP = 100, 16
 
@@ -164,6 +167,7 @@ class Parquet:
                 size = sum(group.total_byte_size for group in groups)
                 self._is_small = size <= SMALL_TABLE_BYTES and len(self) <= _SMALL_TABLE_ROWS
                 schema = parquet.schema_arrow
+                self._expanding = {x for group in groups for x in _expanding(group)}
         except (pyarrow.ArrowException, OSError) as error:  # the latter of damage in what describes it, too
             raise ValueError(f"{path}: not a Parquet file: {error}") from error
         self._path = path
@@ -184,8 +188,17 @@ class Parquet:
         self._lock = threading.Lock()
 
     def use(self, paths: Sequence[str]) -> None:
-        """Read only the columns of these fields."""
+        """Read only the columns of these fields.
+
+        Raises:
+          ValueError: one of them takes far more memory than the file has bytes.
+        """
         self._columns = [name for name in self._columns if any(is_within(path, name) for path in paths)]
+        for name in self._expanding.intersection(self._columns):
+            raise ValueError(
+                f"{self._path}: {name} would take over {_EXPANDED_BYTES:,} bytes of memory, {_EXPANSION:,} "
+                "times what the file has of it: it is not read"
+            )
 
     def __len__(self) -> int:
         return self._before[-1]
@@ -208,7 +221,7 @@ class Parquet:
             return batch[column][place].as_py()
         except UnicodeDecodeError as error:
             raise BadRecordError("text not UTF-8", self.name(index), str(error.reason)) from error
-        except (ValueError, OverflowError) as error:  # a time that Python has none for
+        except (ValueError, OverflowError, MemoryError) as error:  # a time that Python has none for
             raise BadRecordError("line not readable", self.name(index), str(error)) from error
 
     def _batch_of(self, index: int) -> tuple[int, Any]:
@@ -261,6 +274,14 @@ class Parquet:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._forget()
+
+
+def _expanding(group) -> Iterator[str]:
+    """The columns of a group of rows that would fill the memory."""
+    least = max(_EXPANDED_BYTES, _EXPANDED_ROW_BYTES * group.num_rows)
+    for column in map(group.column, range(group.num_columns)):
+        if column.total_uncompressed_size > max(least, _EXPANSION * column.total_compressed_size):
+            yield column.path_in_schema.split(".")[0]
 
 
 def _shape_of(kind) -> Any:

@@ -272,6 +272,25 @@ def test_a_parquet_file_damaged_in_what_describes_it(folder):
         opened(folder)
 
 
+@pytest.mark.parametrize(("text", "rows"), [("x" * 2**27, 2), ("twenty bytes of text", 2**22)])
+def test_a_parquet_made_to_fill_the_memory_is_refused(folder, text, rows):
+    """Not one whose column repeats what is short."""
+    columns = {"path": ["a.mp4"] * rows, "text": [text] + [text[:20]] * (rows - 1)}
+    path = os.fspath(folder / "train.parquet")
+    pyarrow.parquet.write_table(pa.table(columns), path, compression="zstd", use_dictionary=False)
+    assert os.path.getsize(path) < 2**18
+    table = tables.open_table(epath.Path(path))
+    table.use(["path"])
+    assert table.row(1) == {"path": "a.mp4"}
+    table = tables.open_table(epath.Path(path))
+    if rows > 2:
+        table.use(["path", "text"])
+        assert table.row(1) == {"path": "a.mp4", "text": text}
+    else:
+        with pytest.raises(ValueError, match=r"train\.parquet: text would take over 67,108,864 bytes"):
+            table.use(["path", "text"])
+
+
 def test_a_parquet_of_many_rows_in_few_bytes_is_read_a_few_rows_at_a_time(folder, whole_tables_read):
     rows = [{"path": "a.mp4", "text": "always this"}] * 50_000
     path = folder / "train.parquet"
