@@ -3,6 +3,7 @@
     python -m jepa_jax.benchmark [--config=FILE.py] [--steps=N] [--synthetic] [--out=FILE.json]
         [--compare=pytorch [--part=step|x_encoder|predictor|y_encoder]] [--config.SECTION.FIELD=VALUE ...]
 
+On several hosts start the same command on each, as for training; the first writes what is found.
 Times are medians over N steps on batches of the longest length bucket. Parameters are drawn from the
 seed: `init` plays no part. A part is its forward pass and, where anything in it trains, its backward
 pass; compiled alone, the parts need not add up to the step.
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from jepa_jax import comparison, distributed, flags, timing
+from jepa_jax import comparison, distributed, flags, loop, timing
 from jepa_jax.chips import chip_of
 from jepa_jax.config import Config
 from jepa_jax.data import features, pipeline, synthetic
@@ -36,7 +37,7 @@ from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.errors import first_line
 from jepa_jax.flops import model_flops
 from jepa_jax.places import write_whole
-from jepa_jax.sharding import make_mesh, shard_global_batch
+from jepa_jax.sharding import check_batch, make_mesh, shard_global_batch
 
 _PEAK_SIZE = 2048
 
@@ -54,8 +55,8 @@ def peak(devices: list[jax.Device]) -> tuple[float | None, str]:
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
         # Several CPU devices are the cores of one machine.
-        size = _PEAK_SIZE
-        return measured_peak(), f"measured in this run: float32 product of {size} x {size} matrices"
+        size, hosts = _PEAK_SIZE, len({device.process_index for device in devices})
+        return hosts * measured_peak(), f"measured in this run: float32 product of {size} x {size} matrices"
     chip = chip_of(kind)
     if chip is None:
         return None, f"no published figure at hand for {kind!r}"
@@ -120,13 +121,10 @@ def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> di
       UsageError: the batch does not divide over the devices and pieces.
     """
     with flags.as_usage_errors(ValueError):
+        loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
+        check_batch(config.batch_size, mesh, config.micro_batches)
     pieces = config.micro_batches
-    if config.batch_size % (mesh.size * pieces):
-        raise flags.UsageError(
-            f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices"
-            + (f" x micro_batches={pieces}" if pieces > 1 else "")
-        )
     lengths = config.data.length_buckets[-1]
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length_buckets=(lengths,)))
     batches, source = open_batches(config, synthetic_data)
@@ -147,7 +145,7 @@ def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> di
             if name == "x_encoder":
                 visual, _ = part(piece)
         del part, inputs, visual
-        times["loss"] = timing.seconds(timing.loss_part(config), steps)
+        times["loss"] = timing.seconds(timing.loss_part(config, mesh), steps)
         times["optimizer"] = timing.seconds(timing.optimizer_part(config, step), steps)
 
     def figures(name: str, work: float | None) -> dict:
@@ -227,6 +225,8 @@ def report_comparison(found: dict) -> str:
 
 
 def _compare(config: Config, part: str, steps: int) -> dict:
+    if jax.process_count() > 1:
+        raise flags.UsageError("--compare=pytorch compares on one host")
     if jax.default_backend() != "cpu":
         raise flags.UsageError("--compare=pytorch compares on a CPU: set JAX_PLATFORMS=cpu")
     found = comparison.compare(config, part, steps)
@@ -246,25 +246,29 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--compare", choices=["pytorch"], help="run the PyTorch assembly alternately")
     parser.add_argument("--part", choices=comparison.PARTS, help="what to compare (default: step)")
+    distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
     if values.part and not values.compare:
         raise flags.UsageError("--part says what to compare: give --compare=pytorch too")
     config = flags.override(flags.load_config(values.config), overrides)
-    distributed.check_devices()
+    distributed.initialize(values)
     out = values.out or pathlib.Path(f"runs/{config.name}.benchmark.json")
-    with flags.as_usage_errors(OSError):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    if values.compare:
-        found = _compare(config, values.part or "step", values.steps)
-        text = report_comparison(found)
-    else:
-        with flags.as_usage_errors(WorkerEndedError):
-            found = benchmark(config, values.steps, synthetic_data=values.synthetic)
-        text = report(found)
-    print(text)
-    with flags.as_usage_errors(OSError):
-        write_whole(out, json.dumps(found, indent=2) + "\n")
-    print(f"written to {out}")
+    with flags.as_usage_errors(OSError), distributed.main_first():
+        if distributed.is_main():
+            out.parent.mkdir(parents=True, exist_ok=True)
+    with distributed.ending_together():
+        if values.compare:
+            found = _compare(config, values.part or "step", values.steps)
+            text = report_comparison(found)
+        else:
+            with flags.as_usage_errors(WorkerEndedError):
+                found = benchmark(config, values.steps, synthetic_data=values.synthetic)
+            text = report(found)
+    if distributed.is_main():
+        print(text)
+        with flags.as_usage_errors(OSError):
+            write_whole(out, json.dumps(found, indent=2) + "\n")
+        print(f"written to {out}")
     return 0
 
 

@@ -268,10 +268,13 @@ def end_at_once(status: int = 1) -> None:
 
 
 @contextlib.contextmanager
-def ending_together(workdir):
+def ending_together(workdir=None):
     """A host that fails where others wait for it must not leave them, nor itself, waiting.
 
     Ends the process at once, with status 1 and a sentence; Ctrl-C with status 130.
+
+    Args:
+      workdir: where what was done is kept, if it is.
     """
     try:
         yield
@@ -284,10 +287,10 @@ def ending_together(workdir):
         if jax.process_count() == 1 or isinstance(error, flags.UsageError):
             raise
         reason = first_line(error)
+        goes_on = f": it goes on from what was saved in {workdir}" if workdir else ""
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} stops, for another host was lost "
-            f"or something failed here ({reason[:300]}); start the same command on all hosts again: it goes "
-            f"on from what was saved in {workdir}",
+            f"or something failed here ({reason[:300]}); start the same command on all hosts again{goes_on}",
             file=sys.stderr,
             flush=True,
         )

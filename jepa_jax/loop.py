@@ -169,6 +169,14 @@ def report_failure(error: Exception, workdir: epath.Path) -> int:
     return 1
 
 
+def status_of(checkpointer: Checkpointer, steps: int) -> int:
+    """The exit status of a run that has done its steps: 1, and a sentence, where the last was not saved."""
+    if steps in checkpointer.steps():
+        return 0
+    print(f"error: the checkpoint of step {steps} could not be saved", file=sys.stderr)
+    return 1
+
+
 def begun(workdir: epath.Path) -> bool:
     """Whether a run has saved something there: then what it started from may be gone by now."""
     checkpoints = workdir / "checkpoints"

@@ -44,7 +44,7 @@ from jepa_jax.errors import first_line
 from jepa_jax.flops import model_flops
 from jepa_jax.hlo import Cost, Program
 from jepa_jax.places import write_whole
-from jepa_jax.sharding import make_mesh
+from jepa_jax.sharding import check_batch, make_mesh
 from jepa_jax.state import abstract_state
 from jepa_jax.step import abstract_batch, jit_train_step
 
@@ -130,11 +130,7 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
         mesh = make_mesh(config.fsdp, devices)
     except AssertionError as error:  # how JAX says it
         raise ValueError(f"the first {len(devices)} devices fill no rectangle of the topology") from error
-    if config.batch_size % (mesh.size * config.micro_batches):
-        raise ValueError(
-            f"batch_size={config.batch_size} is not a multiple of {mesh.size} devices times "
-            f"micro_batches={config.micro_batches}"
-        )
+    check_batch(config.batch_size, mesh, config.micro_batches)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         graphdef, template = abstract_state(config, mesh)

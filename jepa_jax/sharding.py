@@ -43,6 +43,13 @@ def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
     return Mesh(places, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def check_batch(size: int, mesh: Mesh, micro_batches: int = 1, name: str = "batch_size") -> None:
+    """Raise ValueError unless every device gets as many rows of a batch, in each of its pieces."""
+    if size % (mesh.size * micro_batches):
+        pieces = f" times micro_batches={micro_batches}" if micro_batches > 1 else ""
+        raise ValueError(f"{name}={size} is not a multiple of the {mesh.size} devices{pieces}")
+
+
 def parameter_spec(
     shape: tuple[int, ...], fsdp: int, *, stacked: bool = False, table: bool = False
 ) -> PartitionSpec:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from jepa_jax.config import Config
 from jepa_jax.models.vl_jepa import VLJEPA, is_trained, normalise_frames
 from jepa_jax.optim import make_optimizer
-from jepa_jax.sharding import parameter_shardings
+from jepa_jax.sharding import batch_sharding, parameter_shardings
 from jepa_jax.state import abstract_state, init_state
 from jepa_jax.step import Batch, compiler_options, jit_train_step, loss_of_embeddings
 
@@ -103,17 +104,21 @@ def model_part(name: str, config: Config, mesh: Mesh) -> Callable[..., tuple[jax
     return lambda batch, visual=None: run(trained, visual, frozen, batch)
 
 
-def loss_part(config: Config) -> Callable[[], Any]:
+def loss_part(config: Config, mesh: Mesh) -> Callable[[], Any]:
     """The loss over a batch's embeddings and its gradient, as a function of nothing."""
     pairs = config.batch_size * config.data.pairs_per_clip
-    shape = (pairs, config.model.embedding_size)
-    keys = jax.random.split(jax.random.key(config.seed))
-    embeddings = tuple(jax.random.normal(k, shape, jnp.dtype(config.model.compute_dtype)) for k in keys)
-    gradient = jax.jit(
-        jax.value_and_grad(loss_of_embeddings, argnums=(0, 1), has_aux=True), static_argnames="config"
-    )
-    scale = -jnp.log(config.loss.temperature)
-    return lambda: gradient(scale, embeddings, jnp.arange(pairs), keys[0], config=config)
+    shape, dtype = (pairs, config.model.embedding_size), jnp.dtype(config.model.compute_dtype)
+
+    def draw():
+        keys = jax.random.split(jax.random.key(config.seed))
+        return tuple(jax.random.normal(key, shape, dtype) for key in keys), jnp.arange(pairs)
+
+    # Where a step has them: each device its own rows.
+    embeddings, ids = jax.jit(draw, out_shardings=batch_sharding(mesh))()
+    loss = jax.value_and_grad(loss_of_embeddings, argnums=(0, 1), has_aux=True)
+    gradient = jax.jit(lambda *given: loss(*given, jax.random.key(config.seed), config))
+    scale = -np.log(np.float32(config.loss.temperature))
+    return lambda: gradient(scale, embeddings, ids)
 
 
 def optimizer_part(config: Config, step: Step) -> Callable[[], Any]:

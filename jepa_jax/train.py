@@ -32,7 +32,7 @@ from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
 from jepa_jax.metrics import NotFiniteError, plot_loss
 from jepa_jax.places import place
-from jepa_jax.sharding import make_mesh
+from jepa_jax.sharding import check_batch, make_mesh
 from jepa_jax.state import abstract_state, draw_state, from_items, to_items
 from jepa_jax.step import jit_train_step
 
@@ -44,11 +44,7 @@ def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: epath.Path):
       ValueError: batch, mesh, data and tokenizers do not fit together.
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
     """
-    if config.batch_size % (mesh.size * config.micro_batches):
-        pieces = f" times {config.micro_batches} micro_batches" if config.micro_batches > 1 else ""
-        raise ValueError(
-            f"batch_size={config.batch_size} is not a multiple of the mesh's {mesh.size} devices{pieces}"
-        )
+    check_batch(config.batch_size, mesh, config.micro_batches)
     tokenizers = load_tokenizers(config)
     sources = pipeline.open_sources(config.data, bad)
     dataset = pipeline.batches(
@@ -118,7 +114,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         if config.data.features:
             x_encoder = sha256(state.frozen["x_encoder"])
             # Each host may have a copy of its own: where one is of other weights, none may go on.
-            with flags.as_usage_errors(ValueError), distributed.main_first():
+            with flags.as_usage_errors(ValueError), distributed.together():
                 features.check_weights(config.data.features, x_encoder)
         step_fn = partial(jit_train_step(template, config.model), graphdef=graphdef, config=config)
         loader = Loader(dataset, config.data, bad, data_state)
@@ -148,10 +144,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         if config.eval.splits:
             model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
             evaluate.evaluate(model, workdir, list(TASKS))
-    if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
-        print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
-        return 1
-    return 0
+    return loop.status_of(checkpointer, config.steps)
 
 
 # What may differ when a run goes on: where and how fast it runs, not what it computes.
@@ -190,7 +183,7 @@ def main(arguments: list[str]) -> int:
     config = flags.override(flags.load_config(values.config), overrides)
     workdir = values.workdir or place(f"runs/{config.name}")
     distributed.initialize(values)
-    with distributed.main_first():  # one host that refuses would leave the others waiting
+    with distributed.together():  # one host that refuses would leave the others waiting
         loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     with distributed.ending_together(workdir):
         try:

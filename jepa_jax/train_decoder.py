@@ -38,7 +38,7 @@ from jepa_jax.metrics import NotFiniteError
 from jepa_jax.models.vl_jepa import unit
 from jepa_jax.models.y_decoder import YDecoder
 from jepa_jax.optim import learning_rate_schedule, optimizer_chain
-from jepa_jax.sharding import make_mesh
+from jepa_jax.sharding import check_batch, make_mesh
 from jepa_jax.state import TrainState, to_items
 
 
@@ -135,8 +135,7 @@ def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: Ba
       ValueError: batch, mesh, data and tokenizers do not fit together.
       TooManyBadRecordsError: too much was left out of a source.
     """
-    if config.batch_size % mesh.size:
-        raise ValueError(f"batch_size={config.batch_size} is not a multiple of the {mesh.size} devices")
+    check_batch(config.batch_size, mesh)
     data = model.config.data
     if config.pair_weights:
         data = with_pair_weights(data, config.pair_weights)
@@ -174,7 +173,9 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
             dataset, sources = open_data(config, model, mesh, bad)
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
-        distributed.check_alike({"the data's checksum": pipeline.identity(sources)})
+        weights = sha256(nnx.state(model.module.y_encoder))
+        known = {"the data's checksum": pipeline.identity(sources), "the Y-Encoder's checksum": weights}
+        distributed.check_alike(known)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())
     with (
@@ -183,7 +184,6 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         contextlib.closing(Checkpointer(workdir / "checkpoints", config.checkpoint)) as checkpointer,
     ):
         size = model.config.model.embedding_size
-        weights = sha256(nnx.state(model.module.y_encoder))
         graphdef, shapes = jax.eval_shape(lambda: init_state(config, size))
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
         with flags.as_usage_errors(DamagedCheckpointError):
@@ -216,10 +216,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         )
     if stopped_by:
         return 128 + stopped_by
-    if not checkpointer.steps() or checkpointer.steps()[-1] != config.steps:
-        print(f"error: the checkpoint of step {config.steps} could not be saved", file=sys.stderr)
-        return 1
-    return 0
+    return loop.status_of(checkpointer, config.steps)
 
 
 # What may differ when training goes on: where and how fast it runs, not what it computes.
@@ -249,7 +246,7 @@ def main(arguments: list[str]) -> int:
             )
     workdir = values.workdir or model.home / "decoder"
     config = dataclasses.replace(config, run_step=model.step)
-    with distributed.main_first():
+    with distributed.together():
         loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     with distributed.ending_together(workdir):
         try:

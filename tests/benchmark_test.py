@@ -14,27 +14,38 @@ from jepa_jax.data import pipeline, synthetic
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.flops import model_flops
-from tests.processes import environment
+from tests.processes import environment, free_port
 from tests.tiny_config import config as tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 PARTS = ["data_wait", "host_to_device", "x_encoder", "predictor", "y_encoder", "loss", "optimizer"]
 
 
-def run(out: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[dict, str]:
-    """What a benchmark of the tiny model writes, and what it prints."""
+def run(out: pathlib.Path, *arguments: str, hosts: int = 1) -> tuple[dict, str]:
+    """What a benchmark of the tiny model writes, and what it prints. Of several hosts the first does both."""
     command = [sys.executable, "-m", "jepa_jax.benchmark", "--config=tests/tiny_config.py", "--steps=2"]
-    done = subprocess.run(
-        [*command, f"--out={out}", f"--config.fsdp={devices}", *arguments],
-        cwd=ROOT,
-        env=environment(devices),  # no time is looked at
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text()), done.stdout
+    command += [f"--out={out}", f"--config.fsdp={hosts}", *arguments]
+    if hosts > 1:
+        command += [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={hosts}", "--heartbeat=10"]
+    started = [
+        subprocess.Popen(
+            [*command, f"--process={i}"] if hosts > 1 else command,
+            cwd=ROOT,
+            env=environment(),  # no time is looked at
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(hosts)
+    ]
+    try:
+        ended = [process.communicate(timeout=500) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * hosts, ended
+    assert not any(printed for printed, _ in ended[1:])
+    return json.loads(out.read_text()), ended[0][0]
 
 
 def check_parts(found: dict, printed: str) -> None:
@@ -54,9 +65,9 @@ def check_parts(found: dict, printed: str) -> None:
     assert math.isclose(found["samples_per_second"], 8 / step["seconds"])
 
 
-def test_every_part_of_a_step_on_two_devices_in_two_pieces_is_timed(tmp_path):
+def test_every_part_of_a_step_on_two_hosts_in_two_pieces_is_timed(tmp_path):
     arguments = [f"--config.data.data_dir={tmp_path}", "--config.micro_batches=2"]
-    found, printed = run(tmp_path / "found.json", *arguments, devices=2)
+    found, printed = run(tmp_path / "found.json", *arguments, hosts=2)
     assert (found["data"], found["devices"]) == ("emoji_motion/tiny", 2)
     assert "data: emoji_motion/tiny" in printed
     check_parts(found, printed)

@@ -230,7 +230,7 @@ def test_of_a_chip_with_two_devices_both_count():
         (["--topology=v5p:5x7"], "no topology that libtpu knows"),
         (["--topology=abacus:2x2"], "no topology that libtpu knows"),
         (["--topology=v5e:2x2", "--bucket=7"], "--bucket=7: data.length_buckets has 2"),
-        (["--topology=v5e:4x4"], "batch_size=8 is not a multiple of 16 devices times micro_batches=1"),
+        (["--topology=v5e:4x4"], "batch_size=8 is not a multiple of the 16 devices"),
         (["--topology=v5e:2x2", "--config.fsdp=8"], "fsdp=8 does not divide the 4 devices"),
         (["--topology=v5e:2x4", "--chips=3", "--config.fsdp=1"], "the first 3 devices fill no rectangle"),
         (["--topology=v5e:2x2", "--chips=5"], "--chips=5: v5e:2x2 has 4"),

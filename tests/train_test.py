@@ -180,7 +180,7 @@ def test_a_mistake_is_one_sentence_and_status_2(data_dir, tmp_path):
     ("argument", "sentence"),
     [
         ("--config.batch_size=9", "batch_size=9 is not a multiple of fsdp=2"),
-        ("--config.batch_size=9 --config.fsdp=1", "batch_size=9 is not a multiple of the mesh's 8 devices"),
+        ("--config.batch_size=9 --config.fsdp=1", "batch_size=9 is not a multiple of the 8 devices"),
         ("--config.fsdp=3 --config.batch_size=24", "fsdp=3 does not divide the 8 devices"),
         ("--config.data.split=trian", "split 'trian': no such split: it has train"),
         ("--config.eval.splits=('trian',)", "split 'trian': no such split: it has train"),

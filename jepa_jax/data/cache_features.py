@@ -45,7 +45,7 @@ from jepa_jax.data.sources import open_source
 from jepa_jax.initial import open_initial
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.places import write_whole
-from jepa_jax.sharding import local_rows, make_mesh, shard_global_batch
+from jepa_jax.sharding import check_batch, local_rows, make_mesh, shard_global_batch
 from jepa_jax.state import abstract_state, draw_state
 from jepa_jax.step import encode_frames
 
@@ -235,8 +235,7 @@ def cache(config: Config, out: epath.Path, batch_size: int | None) -> int:
         loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
         batch_size = _CLIPS_PER_DEVICE * mesh.size if batch_size is None else batch_size
-        if batch_size % mesh.size:
-            raise ValueError(f"--batch_size={batch_size} is not a multiple of the {mesh.size} devices")
+        check_batch(batch_size, mesh, name="--batch_size")
         (dataset,) = config.data.datasets
         with distributed.main_first():
             source = open_source(dataset, Limits.of(config.data))
