@@ -87,6 +87,14 @@ def _checksum_of_json(content) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
+def saved_identity(directory: epath.Path, step: int) -> str:
+    """A text that is another where any array of a checkpoint is; empty where that is not to be read."""
+    folder = directory / str(step) / "fingerprint"
+    with contextlib.suppress(Exception), contextlib.closing(ocp.JsonCheckpointHandler()) as texts:
+        return f"{_checksum_of_json(texts.restore(folder, args=ocp.args.JsonRestore())):08x}"
+    return ""
+
+
 class Checkpointer:
     """Saves a run's state asynchronously and restores the last whole checkpoint.
 

@@ -351,7 +351,7 @@ def find_run(path: epath.Path) -> tuple[epath.Path, int | None]:
         raise flags.UsageError(
             f"{path} is neither a work directory of a run (it has no checkpoints) nor converted weights"
         )
-    saved = sorted(int(x.name) for x in (workdir / "checkpoints").iterdir() if x.name.isdigit())
+    saved = saved_steps(workdir)
     if not saved:
         raise flags.UsageError(f"{workdir} has no checkpoint yet")
     if step is not None and step not in saved:
@@ -359,6 +359,11 @@ def find_run(path: epath.Path) -> tuple[epath.Path, int | None]:
             f"{workdir} has no checkpoint of step {step}: there are {', '.join(map(str, saved))}"
         )
     return workdir, step
+
+
+def saved_steps(workdir: epath.Path) -> list[int]:
+    """Steps of a run's checkpoints, ascending."""
+    return sorted(int(x.name) for x in (workdir / "checkpoints").iterdir() if x.name.isdigit())
 
 
 def run_config(workdir: epath.Path) -> Config:

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 from jepa_jax import parts
+from jepa_jax.checkpoint import saved_identity
 from jepa_jax.config import Config
 from jepa_jax.flags import flatten
-from jepa_jax.inference import find_run, restore_run, run_config
+from jepa_jax.inference import find_run, restore_run, run_config, saved_steps
 from jepa_jax.places import place
 from jepa_jax.state import TrainState, abstract_state, to_items
 
@@ -42,6 +43,17 @@ class Initial:
 
     config: Config
     opened: Mapping[str, parts.Part]
+
+    @property
+    def identity(self) -> str:
+        """A text that is another where any array that is read may be. Each host may have files of its own:
+        with others on one, each would train a model of its own."""
+        known = {field: part.identity for field, part in self.opened.items()}
+        if self.config.init.model and not self.opened:
+            workdir, step = find_run(place(self.config.init.model))
+            steps = saved_steps(workdir) if step is None else [step]
+            known = {str(step): saved_identity(workdir / "checkpoints", step) for step in steps}
+        return str(known)
 
     def apply(self, state: TrainState) -> TrainState:
         """The state of a new run with the parameters that `config.init` names in their places.

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from etils import epath
@@ -19,8 +19,10 @@ from jax.sharding import Mesh
 import jepa_jax
 from jepa_jax import distributed, flags
 from jepa_jax.checkpoint import Checkpointer
+from jepa_jax.data import pipeline
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.loader import Loader
+from jepa_jax.data.tokenizer import Tokenizer
 from jepa_jax.metrics import NotFiniteError, RunLog
 from jepa_jax.places import PlaceError, check_savable, is_local, write_whole
 from jepa_jax.sharding import shard_global_batch, sum_over_hosts, to_host
@@ -230,6 +232,24 @@ def check_hosts(config) -> None:
     if "data.features" in flat:
         known["data.features"] = "set" if flat["data.features"] else "not set"
     distributed.check_alike(known | {"jepa_jax": _version(), "jax": jax.__version__})
+
+
+def check_inputs(sources, tokenizers: Sequence[Tokenizer], init, **known: str) -> None:
+    """Raise UsageError, on every host, where one has other data, another tokenizer or other weights to start
+    from under the same name: each may have files of its own.
+
+    Args:
+      sources: as `pipeline.open_sources` gives them.
+      init: whatever has an `identity`, or None.
+      known: more that must be alike.
+    """
+    if jax.process_count() == 1:  # and no need to read them
+        return
+    known["data"] = pipeline.identity(sources)
+    known |= {f"tokenizer {tokenizer.name}": tokenizer.identity for tokenizer in tokenizers}
+    if init is not None:
+        known["init"] = init.identity
+    distributed.check_alike({f"the checksum of {name}": checksum for name, checksum in known.items()})
 
 
 def _version() -> str:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -178,6 +179,11 @@ class Part:
     checksums: dict[str, int]
     max_length: int | None
     provenance: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """A text that is another where any array is."""
+        return f"{zlib.crc32(json.dumps(sorted(self.checksums.items())).encode()):08x}"
 
     def select(self, names) -> "Part":
         """The same part, of which only some arrays are read."""

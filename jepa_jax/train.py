@@ -92,7 +92,7 @@ def train(config: Config, workdir: epath.Path) -> int:
             validation = evaluate.Validation(config, tokenizers) if by_recall else None
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
-        distributed.check_alike({"the data's checksum": pipeline.identity(sources)})
+        loop.check_inputs(sources, tokenizers, initial)
     with (
         taken,
         jax.set_mesh(mesh),

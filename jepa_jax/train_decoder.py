@@ -129,7 +129,7 @@ def with_pair_weights(data: DataConfig, weights: tuple[tuple[str, float], ...]) 
 
 
 def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: BadRecords):
-    """The training batches and their sources.
+    """The training batches, their sources, and both tokenizers: of the targets and of the decoder.
 
     Raises:
       ValueError: batch, mesh, data and tokenizers do not fit together.
@@ -140,15 +140,16 @@ def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: Ba
     if config.pair_weights:
         data = with_pair_weights(data, config.pair_weights)
     sources = pipeline.open_sources(data, bad)
+    tokenizers = load_tokenizers(model.config)[1], load_decoder_tokenizer(config)
     dataset = target_batches(
         config,
         data,
         sources,
-        (load_tokenizers(model.config)[1], load_decoder_tokenizer(config)),
+        tokenizers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return dataset, sources
+    return dataset, sources, tokenizers
 
 
 def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) -> int:
@@ -170,12 +171,11 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         mesh = make_mesh()
         with distributed.main_first():
             part = None if loop.begun(workdir) else open_init(config)
-            dataset, sources = open_data(config, model, mesh, bad)
+            dataset, sources, tokenizers = open_data(config, model, mesh, bad)
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
         weights = sha256(nnx.state(model.module.y_encoder))
-        known = {"the data's checksum": pipeline.identity(sources), "the Y-Encoder's checksum": weights}
-        distributed.check_alike(known)
+        loop.check_inputs(sources, tokenizers, part, y_encoder=weights)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())
     with (

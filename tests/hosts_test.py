@@ -8,9 +8,10 @@ from jepa_jax.data.records import BadRecordError
 from tests.processes import on_two_hosts
 
 HOSTS = """
+import types
 from unittest import mock
 import numpy as np
-from jepa_jax import distributed, embed, flags, inference
+from jepa_jax import distributed, embed, flags, inference, loop
 from jepa_jax.sharding import make_mesh, sum_over_hosts
 from tests.search_test import COUNT, Colours, ColourModel, embedding
 
@@ -27,6 +28,12 @@ def refusal(function, *arguments):
 assert refusal(distributed.check_alike, {"data": "x", "jax": "1"}) is None
 found = refusal(distributed.check_alike, {"data": "x" + "y" * index})
 assert ("data is x on process 0 and xy here" if index else "process 1 could not start") in found
+
+same, other = (types.SimpleNamespace(name="t", identity="x" + "y" * i) for i in (0, index))
+assert refusal(loop.check_inputs, [same], [same], same) is None
+for inputs in (([other], [same], same), ([same], [other], same), ([same], [same], other)):
+    found = refusal(loop.check_inputs, *inputs)
+    assert ("the checksum of" if index else "process 1 could not start") in found
 
 inference.load, embed.DatasetCollection = lambda _: ColourModel(), Colours
 def made(out):

@@ -70,6 +70,7 @@ class Encoder:
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         with distributed.main_first():
             initial = open_initial(config, mesh)
+        distributed.check_alike({"the checksum of init": initial.identity})
         template = abstract_state(config, mesh)[1]
         # An optimizer's moments have no use here, so they are never made.
         shardings = jax.tree.map(lambda x: x.sharding, dataclasses.replace(template, optimizer=None))
@@ -106,8 +107,9 @@ def _begin(out: epath.Path, new: Manifest) -> Manifest:
         found = "the weights of the X-Encoder are others"
     if not found and (there.identity, there.records) != (new.identity, new.records):
         found = f"{there.dataset}, {there.records} records there, {new.dataset}, {new.records} now"
-    if found:
-        raise flags.UsageError(f"{out} holds a cache made otherwise ({found}): name another --out")
+    with distributed.together():
+        if found:
+            raise flags.UsageError(f"{out} holds a cache made otherwise ({found}): name another --out")
     return there
 
 

@@ -126,8 +126,12 @@ class Tokenizer:
     def identity(self) -> str:
         """A hash of all that tells how it splits a text."""
         rust = getattr(self._tokenizer, "backend_tokenizer", None)
-        # Without one, the vocabulary and the class are all there is to see.
-        rules = rust.to_str() if rust else f"{type(self._tokenizer)} {sorted(self._tokenizer.get_vocab())}"
+        if rust:
+            with self._lock:
+                rust.no_truncation()  # the length of the last text that was cut; each call sets its own
+                rules = rust.to_str()
+        else:  # the vocabulary and the class are all there is to see
+            rules = f"{type(self._tokenizer)} {sorted(self._tokenizer.get_vocab())}"
         return hashlib.sha256(f"{self.prefix}\n{rules}".encode()).hexdigest()
 
     def counts(self, texts: list[str]) -> list[int]:

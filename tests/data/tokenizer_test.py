@@ -343,6 +343,17 @@ def copied(tmp_path):
     return pathlib.Path(shutil.copytree(SHIPPED["emoji_motion"], tmp_path / "copied"))
 
 
+def test_the_identity_is_of_the_rules_and_not_of_what_was_read(copied):
+    first, second = Tokenizer("emoji_motion"), Tokenizer(str(copied))
+    second("a dog spins", 4)
+    assert first.identity == second.identity
+    assert second("a dog spins", 4)[1].all()
+    assert first.identity != Tokenizer("emoji_motion", "task: ").identity
+    file = copied / "tokenizer.json"
+    file.write_text(file.read_text().replace('"Lowercase"', '"NFC"'))
+    assert first.identity != Tokenizer(str(copied)).identity
+
+
 def test_code_that_a_tokenizer_brings_is_not_run_nor_asked_for(copied, monkeypatch):
     file = copied / "tokenizer_config.json"
     brought = {"auto_map": {"AutoTokenizer": ["brought.Mine", "brought.Mine"]}, "tokenizer_class": "Mine"}
