@@ -194,6 +194,9 @@ def open_tally(limit: float, workdir: epath.Path) -> BadRecords:
 # Where a host finds things and how it reads them ahead. All else is the whole run's.
 _OF_A_HOST = {"data.data_dir", "data.path", "data.features", "data.threads", "data.workers", "data.prefetch"}
 
+# JAX's settings, by the environment's variables of these names, that change numbers.
+_OF_NUMBERS = ("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64")
+
 
 def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
     """Raise UsageError where the work directory holds a run of another config, but for the fields in
@@ -221,8 +224,8 @@ def check_workdir(config, workdir: epath.Path, free: set[str]) -> None:
 
 
 def check_hosts(config) -> None:
-    """Raise UsageError, on every host, where one has another config, or another version of this package or
-    of JAX."""
+    """Raise UsageError, on every host, where one has another config, another version of this package or of
+    JAX, or settings of JAX by which it would compute other numbers."""
     if jax.process_count() == 1:  # and no need to read the code
         return
     flat = flags.flatten(config)
@@ -231,6 +234,7 @@ def check_hosts(config) -> None:
     # different programs.
     if "data.features" in flat:
         known["data.features"] = "set" if flat["data.features"] else "not set"
+    known |= {name.upper(): str(getattr(jax.config, name)) for name in _OF_NUMBERS}
     distributed.check_alike(known | {"jepa_jax": _version(), "jax": jax.__version__})
 
 

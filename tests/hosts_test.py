@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 from jepa_jax import distributed, embed, flags, inference, loop
 from jepa_jax.sharding import make_mesh, sum_over_hosts
+from tests.tiny_config import config
 from tests.search_test import COUNT, Colours, ColourModel, embedding
 
 mesh = make_mesh()
@@ -34,6 +35,10 @@ assert refusal(loop.check_inputs, [same], [same], same) is None
 for inputs in (([other], [same], same), ([same], [other], same), ([same], [same], other)):
     found = refusal(loop.check_inputs, *inputs)
     assert ("the checksum of" if index else "process 1 could not start") in found
+
+with jax.default_matmul_precision("highest" if index else "default"):
+    found = refusal(loop.check_hosts, config)
+assert ("JAX_DEFAULT_MATMUL_PRECISION is default on" if index else "process 1 could not start") in found
 
 inference.load, embed.DatasetCollection = lambda _: ColourModel(), Colours
 def made(out):
