@@ -127,7 +127,8 @@ def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> di
     pieces = config.micro_batches
     lengths = config.data.length_buckets[-1]
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length_buckets=(lengths,)))
-    batches, source = open_batches(config, synthetic_data)
+    with distributed.main_first():  # it may render the dataset, for the others to find
+        batches, source = open_batches(config, synthetic_data)
     limit, limit_source = peak(jax.devices())
     flops = {name: x * config.batch_size for name, x in model_flops(config, *lengths).items()}
     with jax.set_mesh(mesh):

@@ -3,7 +3,6 @@
 import argparse
 import json
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -163,17 +162,6 @@ def test_sigterm_to_one_host_saves_on_all_and_one_host_goes_on(alone, data_dir, 
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
 
-def test_hosts_that_share_no_work_directory_are_told_so(data_dir, tmp_path):
-    """A pod's hosts have disks of their own, and the default is a folder on them."""
-    workdir = tmp_path / "run"
-    own = [f"--workdir={tmp_path / 'first'}"], [f"--workdir={tmp_path / 'second'}"]
-    ended = finish(start(workdir, data_dir, 2, 1, of_each=own), workdir)
-    for status, output in ended:
-        assert status == 2, output
-        assert "first: 1 of 2 hosts do not see" in output or "second: 1 of 2 hosts do not see" in output
-    assert not any(path.name.startswith(".probe") for path in (tmp_path / "first").iterdir())
-
-
 def test_a_host_that_cannot_start_stops_the_others_at_once(data_dir, tmp_path):
     """Its data is not there, say; the others must not wait for it."""
     workdir, file = tmp_path / "run", tmp_path / "file"
@@ -184,46 +172,6 @@ def test_a_host_that_cannot_start_stops_the_others_at_once(data_dir, tmp_path):
     assert "error: process 1 could not start, and has said why" in ended[0][1]
     assert str(file) in ended[1][1].splitlines()[-1]
     assert not (workdir / "metrics.jsonl").exists()
-
-
-def test_a_host_of_another_config_is_refused_and_nothing_is_written(data_dir, tmp_path):
-    """Each would update parameters of its own, and end with status 0."""
-    workdir = tmp_path / "run"
-    own = ["--config.data.threads=1"], ["--config.optim.learning_rate=0.1", "--config.data.threads=2"]
-    ended = finish(start(workdir, data_dir, 2, 1, of_each=own), workdir)
-    assert [status for status, _ in ended] == [2, 2], ended
-    assert "error: process 1 could not start, and has said why" in ended[0][1]
-    assert "something else: optim.learning_rate is 0.003 on process 0 and 0.1 here: start" in ended[1][1]
-    assert not (workdir / "config.json").exists()
-
-
-FROZEN = "--config.optim.factors.x_encoder=0"
-
-
-def test_a_host_without_the_others_features_is_refused(data_dir, tmp_path):
-    """Steps of tokens and of frames wait for one another's sums, which are of other sizes."""
-    workdir = tmp_path / "run"
-    own = [f"--config.data.features={tmp_path / 'cache'}"], []
-    ended = finish(start(workdir, data_dir, 2, 1, FROZEN, of_each=own), workdir)
-    assert [status for status, _ in ended] == [2, 2], ended
-    assert "something else: data.features is set on process 0 and not set here: start" in ended[1][1]
-    assert not (workdir / "config.json").exists()
-
-
-def test_a_host_whose_features_are_of_other_weights_stops_all(data_dir, tmp_path):
-    """The others would wait for it in the first step, and it for them in its end."""
-    workdir, caches = tmp_path / "run", [tmp_path / "cache", tmp_path / "other"]
-    command = [sys.executable, "-m", "jepa_jax.data.cache_features", "--config=tests/tiny_config.py", FROZEN]
-    command += [f"--out={caches[0]}", f"--config.data.data_dir={data_dir}", "--config.fsdp=1"]
-    subprocess.run(command, cwd=ROOT, env=environment(1, data_dir / "compiled"), check=True, timeout=240)
-    shutil.copytree(*caches)
-    manifest = json.loads((caches[1] / "features.json").read_text())
-    (caches[1] / "features.json").write_text(json.dumps(manifest | {"x_encoder": "another"}))
-    own = [[f"--config.data.features={cache}"] for cache in caches]
-    ended = finish(start(workdir, data_dir, 2, 1, FROZEN, of_each=own), workdir)
-    assert [status for status, _ in ended] == [2, 2], ended
-    assert "error: process 1 could not start, and has said why" in ended[0][1]
-    assert "was made by an X-Encoder of other weights than this run's" in ended[1][1]
 
 
 def test_hosts_of_other_numbers_of_devices_are_told_so(monkeypatch):

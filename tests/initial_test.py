@@ -183,3 +183,28 @@ def test_an_earlier_run_gives_everything(step, tmp_path):
     other = dataclasses.replace(tiny.model(), embedding_size=29)
     with pytest.raises(ValueError, match="embedding_size is 23 there and 29 in this run"):
         open_initial(run(c.InitConfig(model=str(where)), model=other), make_mesh(1))
+
+
+def test_the_identity_is_another_where_an_array_is(folders, tmp_path):
+    """Hosts compare it: each may have files of its own."""
+    section = tiny.model().predictor
+    other = {path: x + (path == "llama/norm/scale") for path, x in folders["predictor"][1].items()}
+    write(tmp_path / "other", other, "predictor", section)
+    found = [
+        open_initial(run(c.InitConfig(predictor=str(folder))), make_mesh(1)).identity
+        for folder in (folders["predictor"][0], tmp_path / "other")
+    ]
+    assert found[0] != found[1]
+
+    config = tiny.run_config()
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "config.json").write_text(config_to_json(config))
+        checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint)
+        params = {"scale": jax.numpy.full(3, seed)}
+        checkpointer.save(3, {"params": params, "training": params}, {}, {"loss": 1.0})
+        checkpointer.close()
+    of_run = lambda where: open_initial(run(c.InitConfig(model=str(where))), make_mesh(1)).identity
+    assert of_run(tmp_path / "0") == of_run(tmp_path / "0" / "checkpoints" / "3")
+    assert of_run(tmp_path / "0") != of_run(tmp_path / "1")
