@@ -245,7 +245,7 @@ def check_inputs(sources, tokenizers: Sequence[Tokenizer], init, **known: str) -
     Args:
       sources: as `pipeline.open_sources` gives them.
       init: whatever has an `identity`, or None.
-      known: more that must be alike.
+      known: checksums of more that must be alike.
     """
     if jax.process_count() == 1:  # and no need to read them
         return

@@ -86,13 +86,13 @@ def train(config: Config, workdir: epath.Path) -> int:
             if config.data.features:
                 features.check_preprocessing(config)
             by_recall = config.checkpoint.best_metric == "recall_at_1"
-            for split in [*config.eval.splits, *[config.eval.validation_split] * by_recall]:
-                open_split(config, split)
+            splits = [*config.eval.splits, *[config.eval.validation_split] * by_recall]
+            evaluated = pipeline.identity([open_split(config, split)[1] for split in splits])
             dataset, sources, tokenizers = open_data(config, mesh, bad, workdir)
             validation = evaluate.Validation(config, tokenizers) if by_recall else None
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
-        loop.check_inputs(sources, tokenizers, initial)
+        loop.check_inputs(sources, tokenizers, initial, evaluation=evaluated)
     with (
         taken,
         jax.set_mesh(mesh),
