@@ -8,6 +8,7 @@ flags of `python -m jepa_jax.train`, take whole parts in turn.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import pathlib
@@ -29,6 +30,7 @@ from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOu
 from jepa_jax.embeddings.table import Manifest
 from jepa_jax.errors import encodable, printable
 from jepa_jax.inference import Model
+from jepa_jax.places import PlaceError, held
 from jepa_jax.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
@@ -86,16 +88,19 @@ def embed(model: Model, collection: Collection, folder: pathlib.Path, manifest: 
     """Make the missing parts that fall to this host.
 
     Raises:
-      UsageError: the folder holds other embeddings.
+      UsageError: the folder holds other embeddings, or another process is making them.
     """
-    with distributed.main_first():
-        table.open_folder(folder, manifest)
-    distributed.check_shared(epath.Path(folder))
-    index, count = jax.process_index(), jax.process_count()
-    mine = [part for part in table.missing_parts(folder, manifest) if part % count == index]
-    for part in tqdm(mine, unit="part", mininterval=1, disable=not distributed.is_main()):
-        for item in embed_part(model, collection, folder, part, manifest):
-            logger.warning("%s is left out: %s", printable(item.name), printable(item.cause))
+    with contextlib.ExitStack() as taken:
+        with flags.as_usage_errors(PlaceError), distributed.main_first():
+            table.open_folder(folder, manifest)
+            if distributed.is_main():
+                taken.enter_context(held(folder, "embedding"))
+        distributed.check_shared(epath.Path(folder))
+        index, count = jax.process_index(), jax.process_count()
+        mine = [part for part in table.missing_parts(folder, manifest) if part % count == index]
+        for part in tqdm(mine, unit="part", mininterval=1, disable=not distributed.is_main()):
+            for item in embed_part(model, collection, folder, part, manifest):
+                logger.warning("%s is left out: %s", printable(item.name), printable(item.cause))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -1,9 +1,7 @@
 """What every training command does: step after step, saves, stops when told, goes on where it was."""
 
 import contextlib
-import fcntl
 import logging
-import os
 import pathlib
 import signal
 import sys
@@ -24,7 +22,7 @@ from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.tokenizer import Tokenizer
 from jepa_jax.metrics import NotFiniteError, RunLog
-from jepa_jax.places import PlaceError, check_savable, is_local, write_whole
+from jepa_jax.places import PlaceError, check_savable, held, write_whole
 from jepa_jax.sharding import shard_global_batch, sum_over_hosts, to_host
 from jepa_jax.state import TrainState, to_items
 
@@ -266,30 +264,13 @@ def _version() -> str:
 def take_workdir(config, workdir: epath.Path) -> contextlib.ExitStack:
     """Make the work directory, with `config.json`, this run's until what is returned is closed.
 
-    Two runs would write over one another's checkpoints. The lock is the system's, so a killed run leaves
-    none behind, and holds on one machine: in a bucket, and on disks without locks, there is none.
-
     Raises:
-      UsageError: another training of this machine is at work there.
+      PlaceError: another training of this machine is at work there.
       OSError: it cannot be written.
     """
     with contextlib.ExitStack() as taken:
         workdir.mkdir(parents=True, exist_ok=True)
         if distributed.is_main():
-            if is_local(workdir):
-                folder = os.open(workdir, os.O_RDONLY)
-                taken.callback(os.close, folder)
-                _lock(folder, workdir)
+            taken.enter_context(held(workdir, "training"))
             write_whole(workdir / "config.json", flags.config_to_json(config))
         return taken.pop_all()
-
-
-def _lock(folder: int, workdir: epath.Path) -> None:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise flags.UsageError(
-            f"another training is at work in {workdir}: wait for its end, or name another --workdir"
-        ) from error
-    except OSError:  # a disk without locks
-        pass

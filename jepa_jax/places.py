@@ -1,8 +1,11 @@
 """Places to read and to write: folders of this machine, or of a bucket (gs://)."""
 
+import contextlib
 import errno
+import fcntl
 import io
 import os
+from collections.abc import Iterator
 
 import fsspec
 from etils import epath
@@ -60,6 +63,33 @@ def check_savable(path: epath.PathLike) -> None:
             f"{path} has {' and '.join(found)} in its path, where arrays that are saved cannot be read back: "
             "name another place"
         )
+
+
+@contextlib.contextmanager
+def held(folder: epath.PathLike, work: str) -> Iterator[None]:
+    """Keep a folder for one process of this machine: two would write over one another's files. The lock is
+    the system's, so a killed process leaves none behind; in a bucket, and on disks without locks, there is
+    none.
+
+    Args:
+      work: what is done there, "training".
+
+    Raises:
+      PlaceError: another process of this machine does it.
+    """
+    with contextlib.ExitStack() as opened:
+        if is_local(folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PlaceError(
+                    f"another {work} is at work in {folder}: wait for its end, or name another place"
+                ) from error
+            except OSError:  # a disk without locks, as some that clusters share
+                pass
+        yield
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:

@@ -27,6 +27,7 @@ from jepa_jax.data.loader import Loader
 from jepa_jax.data.records import BadRecordError, Limits
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.models.vl_jepa import VLJEPA
+from jepa_jax.places import held
 from jepa_jax.sharding import shard_global_batch
 from jepa_jax.state import abstract_state, draw_state
 from jepa_jax.step import abstract_batch, train_step
@@ -162,6 +163,13 @@ def test_one_device_and_eight_give_the_same_tokens(whole, tmp_path):
     assert make(tmp_path, dataclasses.replace(CONFIG, fsdp=4), devices=8) == 0
     assert_same_tokens(tokens(tmp_path), tokens(whole))
     assert features.read_manifest(tmp_path) == features.read_manifest(whole)
+
+
+def test_a_folder_that_another_caches_into_is_refused(tmp_path):
+    """Half of its shard and half of ours would be under one name."""
+    with held(tmp_path, "caching"), pytest.raises(flags.UsageError, match="another caching of features is"):
+        make(tmp_path)
+    assert not contents(tmp_path)
 
 
 def child() -> None:

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from matplotlib.figure import Figure
 
-from jepa_jax.places import Lines, PlaceError, check_savable, is_local, place, save_figure, write_whole
+from jepa_jax.places import Lines, PlaceError, check_savable, held, is_local, place, save_figure, write_whole
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -82,3 +82,13 @@ def test_a_line_that_the_disk_has_no_room_for_spoils_no_other(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     lines.add("third\n")
     assert (tmp_path / "lines").read_text() == "first\nthird\n"
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    refused = pytest.raises(PlaceError, match=f"^another training is at work in {tmp_path}: wait")
+    with held(tmp_path, "training"), refused, held(tmp_path, "training"):
+        pass
+    with held(tmp_path, "training"):
+        pass
+    with held("gs://bucket/run", "training"):  # where there is no lock
+        pass

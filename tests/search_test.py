@@ -9,6 +9,7 @@ from PIL import Image
 from jepa_jax import embed, flags, inference, search
 from jepa_jax.embeddings import table
 from jepa_jax.embeddings.collection import DatasetCollection, Item, LeftOut
+from jepa_jax.places import held
 from tests.fake_model import FRAMES, SIZE, ColourModel
 from tests.streaming.videos import COLOURS
 
@@ -136,6 +137,15 @@ def test_killed_anywhere_it_goes_on_and_the_bytes_are_the_same(commands, tmp_pat
     assert len(calls) == 3 + 3  # the finished parts were not made again
     assert "45 videos embedded" in printed.out
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_folder_that_another_embeds_into_is_refused(commands, tmp_path):
+    """Half of its part and half of ours would be under one name."""
+    with held(tmp_path, "embedding"):
+        status, printed = commands(*embedding(tmp_path))
+    assert status == 2
+    assert f"another embedding is at work in {tmp_path}" in printed.err
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_hosts_take_parts_in_turn(commands, tmp_path, monkeypatch):

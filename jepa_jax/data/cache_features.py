@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     restart_with_huge_pages()
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -44,7 +45,7 @@ from jepa_jax.data.records import BadRecordError, Limits, Source
 from jepa_jax.data.sources import open_source
 from jepa_jax.initial import open_initial
 from jepa_jax.models.vl_jepa import VLJEPA
-from jepa_jax.places import write_whole
+from jepa_jax.places import held, write_whole
 from jepa_jax.sharding import check_batch, local_rows, make_mesh, shard_global_batch
 from jepa_jax.state import abstract_state, draw_state
 from jepa_jax.step import encode_frames
@@ -89,16 +90,19 @@ def _encode(params, frames, graphdef, config):
     return encode_frames(params, graphdef, frames, config).astype(jnp.bfloat16)
 
 
-def _begin(out: epath.Path, new: Manifest) -> Manifest:
-    """The manifest to work by: the folder's own where it has one.
+def _begin(out: epath.Path, new: Manifest, taken: contextlib.ExitStack) -> Manifest:
+    """The manifest to work by: the folder's own where it has one. The folder is this run's until `taken` is
+    closed.
 
     Raises:
-      UsageError: the folder holds a cache of something else.
+      UsageError: the folder holds a cache of something else, or another run is making one there.
     """
     with flags.as_usage_errors(ValueError, OSError):
         with distributed.main_first():
+            out.mkdir(parents=True, exist_ok=True)
+            if distributed.is_main():
+                taken.enter_context(held(out, "caching of features"))
             if not (out / features.FILE).exists():
-                out.mkdir(parents=True, exist_ok=True)
                 _write(out, new)
             there = features.read_manifest(out)
         distributed.check_shared(out)
@@ -245,7 +249,7 @@ def cache(config: Config, out: epath.Path, batch_size: int | None) -> int:
         distributed.check_alike(known)
         if not len(source):
             raise ValueError(f"{dataset.label} has no records")
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as taken, jax.set_mesh(mesh):
         with flags.as_usage_errors(ValueError, OSError, DamagedCheckpointError):
             encoder = Encoder(config, mesh)
         x_encoder = config.model.x_encoder
@@ -260,15 +264,16 @@ def cache(config: Config, out: epath.Path, batch_size: int | None) -> int:
                 tokens=(x_encoder.visual_tokens(config.data.frames), x_encoder.width),
                 shard_records=max(SHARD_RECORDS, math.ceil(len(source) / _MAX_SHARDS)),
             ),
+            taken,
         )
         missing = np.array([not manifest.has_shard(out, shard) for shard in range(manifest.shards)])
         if jax.process_count() > 1:  # all hosts go by what the first saw
             missing = multihost_utils.broadcast_one_to_all(missing)
         rows = batch_size // jax.process_count()
         _fill(out, manifest, np.flatnonzero(missing), source, config, encoder, rows)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("shards written")
-    return _finish(out, manifest, config) if distributed.is_main() else 0
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("shards written")
+        return _finish(out, manifest, config) if distributed.is_main() else 0
 
 
 def _finish(out: epath.Path, manifest: Manifest, config: Config) -> int:

@@ -26,6 +26,7 @@ from jepa_jax.data.build.layout import BuildError
 from jepa_jax.data.build.prepare import Prepare
 from jepa_jax.data.build.runner import BeamRunner, WorkerDiedError
 from jepa_jax.data.records import BadRecordError, Media
+from jepa_jax.places import PlaceError
 from tests.data.build_spans_test import make_video
 from tests.tiny_source import LIMITS, MemorySource, captions
 
@@ -285,7 +286,7 @@ def test_a_disk_without_locks_holds_a_build(tmp_path, monkeypatch):
 
 def test_two_builds_at_once_are_refused(tmp_path):
     def meanwhile(function, shards):
-        with pytest.raises(BuildError, match="another build is running here"):
+        with pytest.raises(PlaceError, match="another build is at work in"):
             build_in(tmp_path, MemorySource(captions(*WORDS)))
         in_turn(function, shards)
 

@@ -25,6 +25,7 @@ from jepa_jax.data.build.layout import REPORT, BuildError
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.records import Limits
 from jepa_jax.data.sources import open_source
+from jepa_jax.places import PlaceError
 
 # What media are decoded to, to see that they can be: a frame near the beginning and one near the end.
 _FRAMES, _PIXELS = 2, 32
@@ -191,7 +192,7 @@ def main(arguments: list[str]) -> int:
     embed = None if values.embedder is None else ModelEmbedder(values.embedder)
     folder = values.out.absolute() / values.name / values.version
     try:
-        with flags.as_usage_errors(BuildError):
+        with flags.as_usage_errors(BuildError, PlaceError):
             report = build(
                 _sources(values, limits),
                 folder,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jepa_jax.data.schema import TEXTS
+from jepa_jax.places import held
 
 # In the dataset's folder, until it is complete: what is finished, and pieces that are not.
 STATE = ".build"
@@ -107,10 +107,11 @@ def claimed(folder: pathlib.Path, settings: dict[str, Any]) -> Iterator[None]:
       settings: all that its records depend on, plain for JSON.
 
     Raises:
-      BuildError: another build is in it, runs in it, or something else is.
+      BuildError: another build is in it, or something else is.
+      PlaceError: another build runs in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with held(folder, "build"):
         known = folder / SETTINGS
         if known.exists():
             was = json.loads(known.read_text(encoding="utf-8"))
@@ -129,21 +130,6 @@ def claimed(folder: pathlib.Path, settings: dict[str, Any]) -> Iterator[None]:
         (folder / TEXTS).mkdir(exist_ok=True)
         write_json(known, settings, folder)
         yield
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BuildError(f"{folder}: another build is running here") from error
-        except OSError:  # a disk without locks, as some that clusters share
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _short(value: Any) -> str:
