@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from etils import epath
@@ -145,15 +145,25 @@ def run_steps(
     return state, stop.signal
 
 
-def going_on(step: int, config, was: str, sources: str) -> None:
-    """Say at which step a run goes on, and whether it finds other data than it left.
+def identity_of(sources, tokenizers: Sequence[Tokenizer]) -> dict[str, str]:
+    """What a run's batches depend on, for its checkpoints."""
+    return {
+        "sources": pipeline.identity(sources),
+        "tokenizers": " ".join(tokenizer.identity[:16] for tokenizer in tokenizers),
+    }
+
+
+def going_on(step: int, config, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Say at which step a run goes on, and whether it finds other data or tokenizers than it left.
 
     Args:
-      was, sources: identity of the data then and now.
+      was, now: `identity_of` then and now; earlier checkpoints have nothing of the tokenizers.
     """
     distributed.tell(f"resuming from step {step} of {config.steps}")
-    if was != sources:
+    if was["sources"] != now["sources"]:
         logger.warning("the data has changed since step %d: its order is another from here on", step)
+    if was.get("tokenizers", now["tokenizers"]) != now["tokenizers"]:
+        logger.warning("a tokenizer has changed since step %d: texts have other tokens from here on", step)
 
 
 def report_failure(error: Exception, workdir: epath.Path) -> int:
@@ -236,19 +246,18 @@ def check_hosts(config) -> None:
     distributed.check_alike(known | {"jepa_jax": _version(), "jax": jax.__version__})
 
 
-def check_inputs(sources, tokenizers: Sequence[Tokenizer], init, **known: str) -> None:
+def check_inputs(identity: Mapping[str, str], init, **known: str) -> None:
     """Raise UsageError, on every host, where one has other data, another tokenizer or other weights to start
     from under the same name: each may have files of its own.
 
     Args:
-      sources: as `pipeline.open_sources` gives them.
+      identity: as `identity_of` gives it.
       init: whatever has an `identity`, or None.
       known: checksums of more that must be alike.
     """
     if jax.process_count() == 1:  # and no need to read them
         return
-    known["data"] = pipeline.identity(sources)
-    known |= {f"tokenizer {tokenizer.name}": tokenizer.identity for tokenizer in tokenizers}
+    known |= identity
     if init is not None:
         known["init"] = init.identity
     distributed.check_alike({f"the checksum of {name}": checksum for name, checksum in known.items()})

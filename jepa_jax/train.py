@@ -92,7 +92,8 @@ def train(config: Config, workdir: epath.Path) -> int:
             validation = evaluate.Validation(config, tokenizers) if by_recall else None
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
-        loop.check_inputs(sources, tokenizers, initial, evaluation=evaluated)
+        identity = loop.identity_of(sources, tokenizers)
+        loop.check_inputs(identity, initial, evaluation=evaluated)
     with (
         taken,
         jax.set_mesh(mesh),
@@ -110,7 +111,7 @@ def train(config: Config, workdir: epath.Path) -> int:
         else:
             start, items, data_state = restored
             state = from_items(items, config)
-            loop.going_on(start, config, data_state["sources"], pipeline.identity(sources))
+            loop.going_on(start, config, data_state, identity)
         if config.data.features:
             x_encoder = sha256(state.frozen["x_encoder"])
             # Each host may have a copy of its own: where one is of other weights, none may go on.
@@ -131,7 +132,7 @@ def train(config: Config, workdir: epath.Path) -> int:
             mesh=mesh,
             checkpointer=checkpointer,
             bad=bad,
-            identity={"sources": pipeline.identity(sources)},
+            identity=identity,
             score=score,
             after=advice.Advisor(config.data, sources, tell=distributed.is_main()).after,
         )

@@ -175,7 +175,8 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
         weights = sha256(nnx.state(model.module.y_encoder))
-        loop.check_inputs(sources, tokenizers, part, y_encoder=weights)
+        identity = loop.identity_of(sources, tokenizers)
+        loop.check_inputs(identity, part, y_encoder=weights)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
     everywhere = NamedSharding(mesh, PartitionSpec())
     with (
@@ -199,7 +200,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
                 start, items, data_state = restored
                 decoder.check_weights(workdir, data_state, weights)
                 state = TrainState(trained=items["params"], frozen=nnx.State({}), **items["training"])
-                loop.going_on(start, config, data_state["sources"], pipeline.identity(sources))
+                loop.going_on(start, config, data_state, identity)
         y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
         step_fn = functools.partial(_jitted_step, y_encoder=y_encoder, graphdef=graphdef, config=config)
         _, stopped_by = loop.run_steps(
@@ -212,7 +213,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
             mesh=mesh,
             checkpointer=checkpointer,
             bad=bad,
-            identity={"sources": pipeline.identity(sources), "y_encoder": weights},
+            identity=identity | {"y_encoder": weights},
         )
     if stopped_by:
         return 128 + stopped_by

@@ -30,9 +30,10 @@ assert refusal(distributed.check_alike, {"data": "x", "jax": "1"}) is None
 found = refusal(distributed.check_alike, {"data": "x" + "y" * index})
 assert ("data is x on process 0 and xy here" if index else "process 1 could not start") in found
 
-same, other = (types.SimpleNamespace(name="t", identity="x" + "y" * i) for i in (0, index))
-assert refusal(loop.check_inputs, [same], [same], same) is None
-for inputs in (([other], [same], same), ([same], [other], same), ([same], [same], other)):
+same, other = (types.SimpleNamespace(identity="x" + "y" * i) for i in (0, index))
+identity = lambda *of: loop.identity_of([of[0]], [of[1]])
+assert refusal(loop.check_inputs, identity(same, same), same) is None
+for inputs in ((identity(other, same), same), (identity(same, other), same), (identity(same, same), other)):
     found = refusal(loop.check_inputs, *inputs)
     assert ("the checksum of" if index else "process 1 could not start") in found
 

@@ -194,9 +194,16 @@ def test_a_worker_that_died_is_an_end_with_a_sentence(command, tmp_path, monkeyp
     assert capsys.readouterr().err == "error: a worker ended; nothing had been saved yet\n"
 
 
-def test_going_on_with_other_data_is_said(caplog, capsys):
-    for sources, warnings in (("same", 0), ("other", 1)):
-        caplog.clear()
-        loop.going_on(4, run_config, "same", sources)
-        assert capsys.readouterr().out == f"resuming from step 4 of {run_config.steps}\n"
-        assert len(caplog.messages) == warnings
+@pytest.mark.parametrize(
+    ("was", "words"),
+    [
+        ({"sources": "same", "tokenizers": "same"}, []),
+        ({"sources": "same"}, []),  # of an earlier version
+        ({"sources": "other", "tokenizers": "same"}, ["the data has changed"]),
+        ({"sources": "other", "tokenizers": "other"}, ["the data has changed", "a tokenizer has changed"]),
+    ],
+)
+def test_going_on_with_other_data_or_another_tokenizer_is_said(was, words, caplog, capsys):
+    loop.going_on(4, run_config, was, {"sources": "same", "tokenizers": "same"})
+    assert capsys.readouterr().out == f"resuming from step 4 of {run_config.steps}\n"
+    assert [message.partition(" since step 4")[0] for message in caplog.messages] == words
