@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from flax import nnx
 from jepa_jax import distributed, flags, part_models, parts
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import Config
-from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
+from jepa_jax.data.tokenizer import Tokenizer, identity_of, load_tokenizers
 from jepa_jax.decoder import Decoder, is_decoder, load_decoder
 from jepa_jax.evaluation.classification import class_embeddings, phrased
 from jepa_jax.evaluation.frames import loader
@@ -26,6 +28,8 @@ from jepa_jax.streaming.frames import from_arrays
 from jepa_jax.streaming.online import OnlineConfig, OnlineDecoder
 from jepa_jax.streaming.texts import NearestText, Written
 from jepa_jax.streaming.windows import look
+
+logger = logging.getLogger(__name__)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -66,6 +70,7 @@ class Model:
 
     Args:
       decoder: the folder of its decoder (default: `home`/decoder).
+      learned_with: `identity_of` the tokenizers that its texts were split with; None where nobody knows.
     """
 
     def __init__(
@@ -77,12 +82,14 @@ class Model:
         home: epath.Path | None = None,
         step: int | None = None,
         decoder: epath.Path | None = None,
+        learned_with: str | None = None,
     ):
         self.config = config
         self.home = home
         self.step = step
         self._decoder = home / "decoder" if decoder is None and home is not None else decoder
         self._given_tokenizers = tokenizers
+        self._learned_with = learned_with
         self._origin: Model | None = None
         self._lengths = config.data.length_buckets[-1]
         self._graphdef, self._state = nnx.split(model)
@@ -94,6 +101,7 @@ class Model:
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration, tokenizers and decoder around other weights of the same architecture."""
         places = {"home": self.home, "step": self.step, "decoder": self._decoder}
+        places["learned_with"] = self._learned_with
         other = Model(model, self.config, self._given_tokenizers, **places)
         other._origin = self
         return other
@@ -106,8 +114,13 @@ class Model:
         Raises:
           UsageError: one cannot be loaded, as a folder named from another one than we are in.
         """
+        if self._given_tokenizers is not None:
+            return self._given_tokenizers
         with flags.as_usage_errors(ValueError):
-            return load_tokenizers(self.config) if self._given_tokenizers is None else self._given_tokenizers
+            found = load_tokenizers(self.config)
+        if self._learned_with not in (None, identity_of(found)):
+            logger.warning("a tokenizer is not the one that %s has learned with", self.home)
+        return found
 
     @property
     def module(self) -> VLJEPA:
@@ -374,8 +387,9 @@ def run_config(workdir: epath.Path) -> Config:
 
 def restore_run(
     workdir: epath.Path, step: int | None, config: Config, template: nnx.State
-) -> tuple[int, nnx.State]:
-    """The step and the parameters of a run's last whole checkpoint, or of that of one step.
+) -> tuple[int, nnx.State, dict[str, Any]]:
+    """The step and the parameters of a run's last whole checkpoint, or of that of one step, and what it knows
+    of its data.
 
     Args:
       template: shapes of all parameters, with their places.
@@ -386,11 +400,12 @@ def restore_run(
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint, read_only=True)
     with contextlib.closing(checkpointer), flags.as_usage_errors(DamagedCheckpointError):
         if step is not None:
-            return step, checkpointer.restore({"params": template}, step)[0]["params"]
-        found = checkpointer.restore_latest({"params": template})
-        if found is None:
+            items, data = checkpointer.restore({"params": template}, step)
+        elif (found := checkpointer.restore_latest({"params": template})) is not None:
+            step, items, data = found
+        else:
             raise flags.UsageError(f"{workdir} has no checkpoint yet")
-        return found[0], found[1]["params"]
+        return step, items["params"], data
 
 
 def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None):
@@ -421,11 +436,12 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
                 return part_models.make(part)
             config = part.config
             graphdef, template = abstract_state(config, mesh)
-            home, step = path, None
+            home, step, data = path, None, {}
             params = parts.filled(to_items(template)["params"], part.read())
     else:
         home, step = find_run(path)
         config = run_config(home)
         graphdef, template = abstract_state(config, mesh)
-        step, params = restore_run(home, step, config, to_items(template)["params"])
-    return Model(nnx.merge(graphdef, params), config, home=home, step=step, decoder=folder)
+        step, params, data = restore_run(home, step, config, to_items(template)["params"])
+    places = {"home": home, "step": step, "decoder": folder}
+    return Model(nnx.merge(graphdef, params), config, **places, learned_with=data.get("tokenizers"))

@@ -76,7 +76,7 @@ class Initial:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                 to_items(state)["params"],
             )
-            _, params = restore_run(workdir, step, run_config(workdir), template)
+            _, params, _ = restore_run(workdir, step, run_config(workdir), template)
             new = parts.flatten(params)
         if not self.config.loss.learnable_temperature:
             # A fixed one is the configuration's, not where an earlier stage's ended.

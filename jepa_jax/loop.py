@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 from etils import epath
@@ -17,10 +17,9 @@ from jax.sharding import Mesh
 import jepa_jax
 from jepa_jax import distributed, flags
 from jepa_jax.checkpoint import Checkpointer
-from jepa_jax.data import pipeline
+from jepa_jax.data import pipeline, tokenizer
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.loader import Loader
-from jepa_jax.data.tokenizer import Tokenizer
 from jepa_jax.metrics import NotFiniteError, RunLog
 from jepa_jax.places import PlaceError, check_savable, held, write_whole
 from jepa_jax.sharding import shard_global_batch, sum_over_hosts, to_host
@@ -145,12 +144,9 @@ def run_steps(
     return state, stop.signal
 
 
-def identity_of(sources, tokenizers: Sequence[Tokenizer]) -> dict[str, str]:
+def identity_of(sources, tokenizers: Iterable[tokenizer.Tokenizer]) -> dict[str, str]:
     """What a run's batches depend on, for its checkpoints."""
-    return {
-        "sources": pipeline.identity(sources),
-        "tokenizers": " ".join(tokenizer.identity[:16] for tokenizer in tokenizers),
-    }
+    return {"sources": pipeline.identity(sources), "tokenizers": tokenizer.identity_of(tokenizers)}
 
 
 def going_on(step: int, config, was: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from jepa_jax import inference, loop
 from jepa_jax.config import DataConfig, EvalConfig
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.records import Limits, Media
+from jepa_jax.data.tokenizer import identity_of
 from jepa_jax.evaluate import untrained_twin
 from jepa_jax.flags import UsageError
 from jepa_jax.models.vl_jepa import VLJEPA
@@ -60,6 +61,15 @@ def test_a_file_is_read_as_training_reads_it(model, tmp_path):
     assert model.answer(video, "is there a dog?", ["yes", "no"])[0] in ("yes", "no")
     with pytest.raises(OSError, match="gone"):
         model.read("gone.mp4")
+
+
+@pytest.mark.parametrize(("other", "warnings"), [(False, 0), (True, 1)])
+def test_another_tokenizer_than_in_training_is_said(other, warnings, parts, caplog):
+    net, config, tokenizers = parts
+    known = identity_of(tokenizers)
+    model = inference.Model(net, config, learned_with=known[::-1] if other else known)
+    assert model.embed_text(["a dog"]).shape == (1, config.model.embedding_size)
+    assert len(caplog.messages) == warnings
 
 
 def test_the_batch_size_changes_nothing(parts, model, frames):

@@ -8,6 +8,7 @@ import logging
 import pathlib
 import tempfile
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -211,6 +212,11 @@ class Tokenizer:
         """Ids [B, L] int32 and mask [B, L] bool."""
         rows = [self._row(text, length) for text in texts]
         return np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+
+
+def identity_of(tokenizers: Iterable[Tokenizer]) -> str:
+    """A text that is another where one of them splits texts otherwise."""
+    return " ".join(tokenizer.identity[:16] for tokenizer in tokenizers)
 
 
 def load_tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:
