@@ -22,7 +22,8 @@ PARTS = ["data_wait", "host_to_device", "x_encoder", "predictor", "y_encoder", "
 
 
 def run(out: pathlib.Path, *arguments: str, hosts: int = 1) -> tuple[dict, str]:
-    """What a benchmark of the tiny model writes, and what it prints. Of several hosts the first does both."""
+    """What a benchmark of the tiny model writes, and what it prints. Of several hosts, of two devices each,
+    the first does both."""
     command = [sys.executable, "-m", "jepa_jax.benchmark", "--config=tests/tiny_config.py", "--steps=2"]
     command += [f"--out={out}", f"--config.fsdp={hosts}", *arguments]
     if hosts > 1:
@@ -31,7 +32,7 @@ def run(out: pathlib.Path, *arguments: str, hosts: int = 1) -> tuple[dict, str]:
         subprocess.Popen(
             [*command, f"--process={i}"] if hosts > 1 else command,
             cwd=ROOT,
-            env=environment(),  # no time is looked at
+            env=environment(2 if hosts > 1 else 1),  # no time is looked at
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,7 +69,7 @@ def check_parts(found: dict, printed: str) -> None:
 def test_every_part_of_a_step_on_two_hosts_in_two_pieces_is_timed(tmp_path):
     arguments = [f"--config.data.data_dir={tmp_path}", "--config.micro_batches=2"]
     found, printed = run(tmp_path / "found.json", *arguments, hosts=2)
-    assert (found["data"], found["devices"]) == ("emoji_motion/tiny", 2)
+    assert (found["data"], found["devices"]) == ("emoji_motion/tiny", 4)
     assert "data: emoji_motion/tiny" in printed
     check_parts(found, printed)
 

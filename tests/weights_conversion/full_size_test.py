@@ -61,7 +61,7 @@ long = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("shape", [pytest.param((16, 256, 256), marks=long), (4, 96, 160)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((16, 256, 256), marks=long), (4, 192, 320)], ids=str)
 def test_vit_l(shape):
     """At its own size, and at one that is neither square nor 256 pixels, for which the reference, which
     counts on the square of its crop, is told the places."""
