@@ -59,22 +59,25 @@ def told(folder, name: str) -> tuple[str, str]:
     return tuple(words.splitlines()[-1] for _, words in found)
 
 
-ELSEWHERE = "error: process 1 could not start, and has said why"
-
-
-def test_a_host_of_another_config_is_refused_and_nothing_is_written(folder):
-    """Each would update parameters of its own, and end with status 0."""
-    first, last = told(folder, "config")
-    assert first == ELSEWHERE
-    assert "something else: optim.learning_rate is 0.003 on process 0 and 0.1 here: start" in last
-    assert not (folder / "runs" / "config" / "config.json").exists()
-
-
-def test_a_host_whose_data_is_not_there_stops_the_others_at_once(folder):
-    first, last = told(folder, "data")
-    assert first == ELSEWHERE
-    assert str(folder / "file") in last
-    assert not (folder / "runs" / "data" / "metrics.jsonl").exists()
+@pytest.mark.parametrize(
+    ("name", "sentence", "is_made"),
+    [
+        # Each would update parameters of its own, and end with status 0.
+        ("config", "something else: optim.learning_rate is 0.003 on process 0 and 0.1 here: start", False),
+        ("data", "/file", True),
+        # Steps of tokens and of frames wait for one another's sums, which are of other sizes.
+        ("cache", "something else: data.features is set on process 0 and not set here: start", False),
+        # The others would wait for it in the first step, and it for them in its end.
+        ("weights", "was made by an X-Encoder of other weights than this run's", True),
+    ],
+)
+def test_what_one_host_has_otherwise_ends_both_before_a_step(folder, name, sentence, is_made):
+    first, last = told(folder, name)
+    assert first == "error: process 1 could not start, and has said why"
+    assert sentence in last
+    workdir = folder / "runs" / name
+    assert (workdir / "config.json").exists() is is_made
+    assert not (workdir / "metrics.jsonl").exists()
 
 
 def test_hosts_that_share_no_work_directory_are_told_so(folder):
@@ -83,18 +86,3 @@ def test_hosts_that_share_no_work_directory_are_told_so(folder):
     assert "first: 1 of 2 hosts do not see" in first
     assert "second: 1 of 2 hosts do not see" in last
     assert not any(path.name.startswith(".probe") for path in (folder / "first").iterdir())
-
-
-def test_a_host_without_the_others_features_is_refused(folder):
-    """Steps of tokens and of frames wait for one another's sums, which are of other sizes."""
-    first, last = told(folder, "cache")
-    assert first == ELSEWHERE
-    assert "something else: data.features is set on process 0 and not set here: start" in last
-    assert not (folder / "runs" / "cache" / "config.json").exists()
-
-
-def test_a_host_whose_features_are_of_other_weights_stops_all(folder):
-    """The others would wait for it in the first step, and it for them in its end."""
-    first, last = told(folder, "weights")
-    assert first == ELSEWHERE
-    assert "was made by an X-Encoder of other weights than this run's" in last
