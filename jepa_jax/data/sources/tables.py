@@ -194,10 +194,10 @@ class Parquet:
           ValueError: one of them takes far more memory than the file has bytes.
         """
         self._columns = [name for name in self._columns if any(is_within(path, name) for path in paths)]
-        for name in self._expanding.intersection(self._columns):
+        if expanding := sorted(self._expanding.intersection(self._columns)):
             raise ValueError(
-                f"{self._path}: {name} would take over {_EXPANDED_BYTES:,} bytes of memory, {_EXPANSION:,} "
-                "times what the file has of it: it is not read"
+                f"{self._path}: {expanding[0]} would take over {_EXPANDED_BYTES:,} bytes of memory, "
+                f"{_EXPANSION:,} times what the file has of it: it is not read"
             )
 
     def __len__(self) -> int:
@@ -221,7 +221,7 @@ class Parquet:
             return batch[column][place].as_py()
         except UnicodeDecodeError as error:
             raise BadRecordError("text not UTF-8", self.name(index), str(error.reason)) from error
-        except (ValueError, OverflowError, MemoryError) as error:  # a time that Python has none for
+        except (ValueError, OverflowError) as error:  # a time that Python has none for
             raise BadRecordError("line not readable", self.name(index), str(error)) from error
 
     def _batch_of(self, index: int) -> tuple[int, Any]:
