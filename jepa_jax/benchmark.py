@@ -254,7 +254,7 @@ def main(arguments: list[str]) -> int:
     config = flags.override(flags.load_config(values.config), overrides)
     distributed.initialize(values)
     out = values.out or pathlib.Path(f"runs/{config.name}.benchmark.json")
-    with flags.as_usage_errors(OSError), distributed.main_first():
+    with flags.as_usage_errors(OSError), distributed.together():
         if distributed.is_main():
             out.parent.mkdir(parents=True, exist_ok=True)
     with distributed.ending_together():

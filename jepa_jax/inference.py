@@ -100,9 +100,8 @@ class Model:
 
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration, tokenizers and decoder around other weights of the same architecture."""
-        places = {"home": self.home, "step": self.step, "decoder": self._decoder}
-        places["learned_with"] = self._learned_with
-        other = Model(model, self.config, self._given_tokenizers, **places)
+        known = {"home": self.home, "step": self.step, "learned_with": self._learned_with}
+        other = Model(model, self.config, self._given_tokenizers, decoder=self._decoder, **known)
         other._origin = self
         return other
 
@@ -443,5 +442,5 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
         config = run_config(home)
         graphdef, template = abstract_state(config, mesh)
         step, params, data = restore_run(home, step, config, to_items(template)["params"])
-    places = {"home": home, "step": step, "decoder": folder}
-    return Model(nnx.merge(graphdef, params), config, **places, learned_with=data.get("tokenizers"))
+    known = {"home": home, "step": step, "learned_with": data.get("tokenizers")}
+    return Model(nnx.merge(graphdef, params), config, decoder=folder, **known)

@@ -71,7 +71,7 @@ class Encoder:
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         with distributed.main_first():
             initial = open_initial(config, mesh)
-        distributed.check_alike({"the checksum of init": initial.identity})
+        loop.check_inputs({}, initial)
         template = abstract_state(config, mesh)[1]
         # An optimizer's moments have no use here, so they are never made.
         shardings = jax.tree.map(lambda x: x.sharding, dataclasses.replace(template, optimizer=None))
