@@ -118,7 +118,7 @@ class Model:
         with flags.as_usage_errors(ValueError):
             found = load_tokenizers(self.config)
         if self._learned_with not in (None, identity_of(found)):
-            logger.warning("a tokenizer is not the one that %s has learned with", self.home)
+            logger.warning("a tokenizer or its library is not the one that %s has learned with", self.home)
         return found
 
     @property
