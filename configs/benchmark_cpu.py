@@ -2,10 +2,10 @@
 
     python -m jepa_jax.benchmark --config=configs/benchmark_cpu.py --compare=pytorch
 
-Expected: 0.91 and 0.99 times the steps a second of PyTorch (two runs of six turns, 0.85 to 1.08) on two
-cores of an Intel Xeon with AMX, where PyTorch's library multiplies matrices a sixth to a third faster than
-XLA's. On two cores of an AMD EPYC with AVX-512, where XLA's does, 1.10 to 1.21 times (three runs of six
-turns, 0.98 to 1.49).
+Expected: 1.15 times the steps a second of PyTorch (ten turns, 1.07 to 1.26) on two cores of an AMD EPYC with
+AVX-512, where XLA's library multiplies matrices a fifth to a half faster than PyTorch's. On two cores of an
+Intel Xeon with AMX, where PyTorch's does, it was 0.91 and 0.99 times (two runs of six turns, 0.85 to 1.08),
+before sums went to XLA's kernel library and while PyTorch was given our allocator's settings.
 """
 
 from jepa_jax.config import (

@@ -2,9 +2,11 @@
 
 Each framework has a process of its own, because thread pools that share one wait for work by spinning
 and take the cores from each other. Whoever is not at work sits in a read of its pipe; how much
-processor time it used there is measured and reported.
+processor time it used there is measured and reported. Each has the environment in which its user starts
+it: ours the allocator's settings that training gives itself, PyTorch those of the command's caller.
 """
 
+import contextlib
 import importlib.util
 import multiprocessing
 import statistics
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from jepa_jax import flags
+from jepa_jax import flags, huge_pages
 from jepa_jax.config import Config
 from jepa_jax.data import synthetic
 
@@ -137,7 +139,8 @@ def compare(config: Config, part: str, turns: int) -> dict:
         for side in SIDES:
             pipes[side], theirs = context.Pipe()
             worker = context.Process(target=_work, args=(side, config, part, theirs), daemon=True)
-            worker.start()
+            with huge_pages.left_out() if side == "pytorch" else contextlib.nullcontext():
+                worker.start()
             workers.append(worker)
             theirs.close()  # so that a worker's death ends our read
             # One after the other: whoever compiles has the machine to itself.

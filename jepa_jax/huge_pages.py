@@ -4,6 +4,7 @@ XLA gives a step's temporary memory back at its end and asks for it again at the
 4 KiB that is tens of thousands of page faults a step, a fourth of the demo's time.
 """
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -12,6 +13,7 @@ import sys
 TUNABLE = "glibc.malloc.hugetlb"
 # Says that it was asked for: from a Python with capabilities of its own glibc takes the tunables away.
 ASKED = "JEPA_JAX_HUGE_PAGES"
+_HERE = "asked"
 KERNEL_SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -28,7 +30,24 @@ def environment(environ: dict[str, str], kernel_switch: str, libc: str) -> dict[
     asked = TUNABLE in tunables or ASKED in environ
     if libc != "glibc" or asked or "[madvise]" not in kernel_switch:
         return None
-    return {**environ, ASKED: "1", "GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
+    return {**environ, ASKED: _HERE, "GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
+
+
+@contextlib.contextmanager
+def left_out():
+    """Processes that are started in here have the environment of before the restart: a program with an
+    allocator of its own over glibc's, such as PyTorch, may be slower with huge pages."""
+    asked, tunables = os.environ.get(ASKED), os.environ.get("GLIBC_TUNABLES", "")
+    before = tunables.removesuffix(f"{TUNABLE}=1").removesuffix(":")
+    if asked != _HERE or before == tunables:
+        yield
+        return
+    del os.environ[ASKED]
+    os.environ["GLIBC_TUNABLES"] = before
+    try:
+        yield
+    finally:
+        os.environ |= {ASKED: asked, "GLIBC_TUNABLES": tunables}
 
 
 def restart_with_huge_pages() -> None:

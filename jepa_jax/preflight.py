@@ -135,9 +135,7 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
     with jax.set_mesh(mesh):
         graphdef, template = abstract_state(config, mesh)
         batch = abstract_batch(config, lengths, mesh)
-        lowered = jit_train_step(template, config.model).lower(
-            template, batch, graphdef=graphdef, config=config
-        )
+        lowered = jit_train_step(template, config).lower(template, batch, graphdef=graphdef, config=config)
         try:
             compiled, text = compile_to_text(lowered)
         except jax.errors.JaxRuntimeError as error:

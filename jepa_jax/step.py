@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from jepa_jax.config import Config, ModelConfig
+from jepa_jax.config import Config
 from jepa_jax.losses import objective
 from jepa_jax.models.sharded import device_platform, whole
 from jepa_jax.models.vl_jepa import VLJEPA, names_of, normalise_frames, unit
@@ -261,11 +261,6 @@ def abstract_batch(config: Config, lengths: tuple[int, int], mesh: Mesh) -> dict
     return {k: jax.ShapeDtypeStruct(s, d, sharding=place) for k, (s, d) in shapes.items()}
 
 
-# From this width on products go to the kernel library one by one; those of narrower models are faster
-# in chains.
-_WIDE = 512
-
-
 @functools.cache
 def _cpu_options(kinds: tuple[str, ...]) -> dict[str, str] | None:
     names = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
@@ -277,25 +272,31 @@ def _cpu_options(kinds: tuple[str, ...]) -> dict[str, str] | None:
     return options
 
 
-def compiler_options(model: ModelConfig) -> dict[str, str] | None:
+# Of models as wide as this Muon's products go to the kernel library one by one.
+_WIDE = 512
+
+
+def compiler_options(config: Config) -> dict[str, str] | None:
     """XLA's options for code with a backward pass on the platform in context; None for its defaults,
     without which bfloat16 would be multiplied as float32."""
-    if device_platform() != "cpu" or model.compute_dtype != "float32":
+    if device_platform() != "cpu" or config.model.compute_dtype != "float32":
         return None
-    # By default XLA gives elementwise work to its kernel library along with the products. Left to LLVM
-    # it fuses better: a training step takes a tenth less time. Products that follow one another become
-    # one kernel, which computes the first again for each piece of the second: Muon's took a third of a
-    # wide model's step.
-    kinds = ("DOT", "INDIVIDUAL_DOT") if model.predictor.width >= _WIDE else ("DOT",)
+    # Products and sums by XLA's kernel library, the rest by LLVM: with products alone a step of
+    # configs/benchmark_cpu.py takes 1.07 times as long, with elementwise work as well 1.3 times.
+    kinds = ("DOT", "REDUCE")
+    # Products that follow one another become one kernel, which computes the first again for each piece
+    # of the second. Muon's are the only ones that do: a step took 1.4 times as long.
+    if config.optim.name == "muon" and config.model.predictor.width >= _WIDE:
+        kinds += ("INDIVIDUAL_DOT",)
     return _cpu_options(kinds)
 
 
-def jit_train_step(template: TrainState, model: ModelConfig):
+def jit_train_step(template: TrainState, config: Config):
     """`train_step` as training runs it: the old state's memory is the new state's.
 
     Args:
       template: the state, or its shapes, with their places.
-      model: its configuration, for which the compiler's options are.
+      config: the run's, for which the compiler's options are.
     """
     shardings = jax.tree.map(lambda x: x.sharding, template)
     return jax.jit(
@@ -303,5 +304,5 @@ def jit_train_step(template: TrainState, model: ModelConfig):
         static_argnames=("graphdef", "config"),
         donate_argnames="state",
         out_shardings=(shardings, None),
-        compiler_options=compiler_options(model),
+        compiler_options=compiler_options(config),
     )

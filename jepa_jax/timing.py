@@ -48,7 +48,7 @@ class Step:
         self._options["graphdef"], template = abstract_state(config, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, template)
         self.state = jax.jit(lambda: init_state(config)[1], out_shardings=shardings)()
-        self._step = jit_train_step(template, config.model)
+        self._step = jit_train_step(template, config)
 
     def __call__(self, batch: Batch) -> dict[str, jax.Array]:
         """Dispatch one step over a batch on the devices; its metrics."""
@@ -89,7 +89,7 @@ def model_part(name: str, config: Config, mesh: Mesh) -> Callable[..., tuple[jax
         return module(batch["target"], batch["target_mask"])
 
     has_gradient = bool(jax.tree.leaves(trained)) or below
-    options = compiler_options(config.model) if has_gradient else None
+    options = compiler_options(config) if has_gradient else None
 
     @functools.partial(jax.jit, compiler_options=options)
     def run(trained, visual, frozen, batch):

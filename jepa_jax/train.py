@@ -117,7 +117,7 @@ def train(config: Config, workdir: epath.Path) -> int:
             # Each host may have a copy of its own: where one is of other weights, none may go on.
             with flags.as_usage_errors(ValueError), distributed.together():
                 features.check_weights(config.data.features, x_encoder)
-        step_fn = partial(jit_train_step(template, config.model), graphdef=graphdef, config=config)
+        step_fn = partial(jit_train_step(template, config), graphdef=graphdef, config=config)
         loader = Loader(dataset, config.data, bad, data_state)
         score = None
         if validation:

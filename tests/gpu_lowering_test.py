@@ -41,6 +41,6 @@ def test_a_step_is_prepared_for_gpus(name, kernels, prepares_for_gpus, monkeypat
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
         graphdef, state = abstract_state(config, mesh)
         batch = abstract_batch(config, config.data.length_buckets[-1], mesh)
-        traced = jit_train_step(state, config.model).trace(state, batch, graphdef=graphdef, config=config)
+        traced = jit_train_step(state, config).trace(state, batch, graphdef=graphdef, config=config)
         program = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert ("cudnn$fmhaSoftmaxBackward" in program) is kernels

@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 
-from jepa_jax.huge_pages import ASKED, environment
+import pytest
+
+from jepa_jax.huge_pages import ASKED, environment, left_out
 
 MADVISE = "always [madvise] never\n"
 
 
 def test_asked_for_once_beside_other_tunables():
     first = environment({"A": "b"}, MADVISE, "glibc")
-    assert first == {"A": "b", ASKED: "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert first == {"A": "b", ASKED: "asked", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     assert environment(first, MADVISE, "glibc") is None
     # What glibc leaves of it to a Python that has more rights than its user.
     assert environment(first | {"GLIBC_TUNABLES": ""}, MADVISE, "glibc") is None
@@ -24,6 +26,31 @@ def test_left_alone_where_it_would_change_nothing():
     assert environment({}, "always madvise [never]", "glibc") is None
     assert environment({}, MADVISE, "") is None
     assert environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, MADVISE, "glibc") is None
+
+
+@pytest.mark.parametrize("own", [{}, {"GLIBC_TUNABLES": "glibc.malloc.check=3"}])
+def test_another_program_gets_what_the_user_set(monkeypatch, own):
+    def tunables():
+        program = f"import os; print([os.environ.get(k, '') for k in ('GLIBC_TUNABLES', '{ASKED}')])"
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("GLIBC_TUNABLES", ASKED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment(own, MADVISE, "glibc").items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with left_out():
+        assert tunables() == str([own.get("GLIBC_TUNABLES", ""), ""])
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("asked", [None, "0", "1"])
+def test_what_the_user_asked_for_stays_for_every_program(monkeypatch, asked):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    monkeypatch.setenv(ASKED, asked) if asked else monkeypatch.delenv(ASKED, raising=False)
+    with left_out():
+        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
 
 
 def test_the_command_that_starts_again_is_the_same(tmp_path):

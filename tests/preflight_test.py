@@ -146,7 +146,7 @@ def test_a_step_that_the_compiler_cannot_do_is_one_sentence(monkeypatch, capsys)
             raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: some fusion\nand where")
 
     step = type("Step", (), {"lower": lambda self, *arguments, **options: Lowered()})()
-    monkeypatch.setattr(preflight, "jit_train_step", lambda template, compute_dtype: step)
+    monkeypatch.setattr(preflight, "jit_train_step", lambda template, config: step)
     assert flags.run(preflight.main, [f"--config={CONFIG}", "--topology=v5e:2x2"]) == 2
     assert capsys.readouterr().err == (
         "error: the TPU's compiler cannot do this step: UNIMPLEMENTED: some fusion\n"

@@ -21,7 +21,7 @@ def place(devices: int, fsdp: int):
     """A mesh, the state's structure and shapes there, and the step, which is compiled once."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
     graphdef, template = abstract_state(CONFIG, mesh)
-    return mesh, graphdef, template, jit_train_step(template, CONFIG.model)
+    return mesh, graphdef, template, jit_train_step(template, CONFIG)
 
 
 @pytest.fixture(scope="module")

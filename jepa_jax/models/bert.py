@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jepa_jax.config import BertConfig, Remat
 from jepa_jax.models.attention import attention
-from jepa_jax.models.layers import Stack, attention_inputs, layer_norm, linear, residual, residual_gain
+from jepa_jax.models.layers import Stack, attention_inputs, gelu, layer_norm, linear, residual, residual_gain
 from jepa_jax.models.sharded import lookup
 from jepa_jax.models.y_encoder import YEncoder
 
@@ -39,7 +39,7 @@ class Block(nnx.Module):
             self.norm1(x + self.out(attention(*attention_inputs(q, k, v), valid=mask).reshape(x.shape)))
         )
         y = checkpoint_name(self.up(x), "mlp")
-        return self.norm2(x + self.down(jax.nn.gelu(y, approximate=False)))
+        return self.norm2(x + self.down(gelu(y)))
 
 
 class Bert(YEncoder):

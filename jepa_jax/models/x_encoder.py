@@ -13,6 +13,7 @@ from jepa_jax.models.attention import attention
 from jepa_jax.models.layers import (
     Stack,
     attention_inputs,
+    gelu,
     layer_norm,
     linear,
     residual,
@@ -74,7 +75,7 @@ class Block(nnx.Module):
         q, k, v = attention_inputs(rotate_neighbours(q, table), rotate_neighbours(k, table), v)
         x = residual(x + self.out(attention(q, k, v).reshape(x.shape)))
         y = checkpoint_name(self.up(self.norm2(x)), "mlp")
-        return x + self.down(jax.nn.gelu(y, approximate=False))
+        return x + self.down(gelu(y))
 
 
 class XEncoder(nnx.Module):
