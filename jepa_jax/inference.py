@@ -117,8 +117,7 @@ class Model:
             return self._given_tokenizers
         with flags.as_usage_errors(ValueError):
             found = load_tokenizers(self.config)
-        if self._learned_with not in (None, identity_of(found)):
-            logger.warning("a tokenizer or its library is not the one that %s has learned with", self.home)
+        compare_tokenizers(self._learned_with, identity_of(found), self.home)
         return found
 
     @property
@@ -405,6 +404,13 @@ def restore_run(
         else:
             raise flags.UsageError(f"{workdir} has no checkpoint yet")
         return step, items["params"], data
+
+
+def compare_tokenizers(learned_with: str | None, now: str, home: epath.Path) -> None:
+    """Warn where a run's texts were split by other tokenizers than now; both are `identity_of` theirs, None
+    where nobody knows."""
+    if learned_with not in (None, now):
+        logger.warning("a tokenizer or its library is not the one that %s has learned with", home)
 
 
 def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None):

@@ -10,7 +10,7 @@ from jepa_jax import parts
 from jepa_jax.checkpoint import saved_identity
 from jepa_jax.config import Config
 from jepa_jax.flags import flatten
-from jepa_jax.inference import find_run, restore_run, run_config, saved_steps
+from jepa_jax.inference import compare_tokenizers, find_run, restore_run, run_config, saved_steps
 from jepa_jax.places import place
 from jepa_jax.state import TrainState, abstract_state, to_items
 
@@ -55,8 +55,11 @@ class Initial:
             known = {str(step): saved_identity(workdir / "checkpoints", step) for step in steps}
         return str(known)
 
-    def apply(self, state: TrainState) -> TrainState:
+    def apply(self, state: TrainState, tokenizers: str) -> TrainState:
         """The state of a new run with the parameters that `config.init` names in their places.
+
+        Args:
+          tokenizers: `identity_of` the new run's. An earlier run that had others is told of, not refused.
 
         Raises:
           DamagedCheckpointError, UsageError: the arrays cannot be read or were changed.
@@ -76,7 +79,8 @@ class Initial:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                 to_items(state)["params"],
             )
-            _, params, _ = restore_run(workdir, step, run_config(workdir), template)
+            _, params, known = restore_run(workdir, step, run_config(workdir), template)
+            compare_tokenizers(known.get("tokenizers"), tokenizers, workdir)
             new = parts.flatten(params)
         if not self.config.loss.learnable_temperature:
             # A fixed one is the configuration's, not where an earlier stage's ended.

@@ -11,7 +11,6 @@ import time
 import jax
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -167,6 +166,8 @@ _TERMS = {
 
 def plot_loss(workdir: epath.Path) -> None:
     """`loss.png`: the loss and its terms over steps, and InfoNCE's in-batch accuracy, from metrics.jsonl."""
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
     if not rows:
         return

@@ -107,7 +107,7 @@ def train(config: Config, workdir: epath.Path) -> int:
             start, data_state = 0, None
             with flags.as_usage_errors(DamagedCheckpointError):
                 initial = initial or open_initial(config, mesh)
-                state = initial.apply(draw_state(config, shardings))
+                state = initial.apply(draw_state(config, shardings), identity["tokenizers"])
         else:
             start, items, data_state = restored
             state = from_items(items, config)

@@ -38,7 +38,7 @@ def start(config: c.Config, fsdp: int = 1) -> tuple[dict, dict]:
     initial = open_initial(config, mesh)
     drawn = draw(dataclasses.replace(config, init=c.InitConfig()), fsdp)
     with jax.set_mesh(mesh):
-        state = initial.apply(drawn)
+        state = initial.apply(drawn, "these")
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(drawn), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
     return tuple(
@@ -128,7 +128,7 @@ def test_a_fixed_temperature_is_the_run_s_own(learnable, expected, tmp_path):
     folder = write(tmp_path / "whole", theirs, "vl_jepa", tiny.run_config())
     loss = c.LossConfig(learnable_temperature=learnable)
     config = run(c.InitConfig(model=str(folder)), loss=loss)
-    state = open_initial(config, make_mesh(1)).apply(tiny.state(config)[1])
+    state = open_initial(config, make_mesh(1)).apply(tiny.state(config)[1], "these")
     params = to_items(state)["params"]
     np.testing.assert_allclose(params["log_logit_scale"][...], expected, rtol=1e-6)
 
@@ -169,17 +169,23 @@ def test_a_whole_converted_model_gives_everything(tmp_path):
         open_initial(run(c.InitConfig(x_encoder=str(folder))), make_mesh(1))
 
 
-@pytest.mark.parametrize("step", [None, 3])
-def test_an_earlier_run_gives_everything(step, tmp_path):
-    """As the next stage of training takes it: another split into trained and frozen."""
+@pytest.mark.parametrize(
+    ("step", "position", "warnings"),
+    [(None, {}, 0), (None, {"tokenizers": "these"}, 0), (3, {"tokenizers": "others"}, 1)],
+)
+def test_an_earlier_run_gives_everything(step, position, warnings, tmp_path, caplog):
+    """As the next stage of training takes it: another split into trained and frozen, and perhaps another
+    tokenizer in the folder of the same name."""
     before = tiny.run_config()
     (tmp_path / "config.json").write_text(config_to_json(before))
     checkpointer = Checkpointer(tmp_path / "checkpoints", before.checkpoint)
     items = to_items(tiny.state(before)[1])
-    checkpointer.save(3, items, {"step": 3}, {"loss": 1.0, "recall_at_1": 0.5})
+    checkpointer.save(3, items, position, {"loss": 1.0, "recall_at_1": 0.5})
     checkpointer.close()
     where = tmp_path if step is None else tmp_path / "checkpoints" / str(step)
     assert_starts_from(start(run(c.InitConfig(model=str(where))), 2)[1], earlier_run())
+    told = [words for words in caplog.messages if words.startswith("a tokenizer or its library")]
+    assert len(told) == warnings
     other = dataclasses.replace(tiny.model(), embedding_size=29)
     with pytest.raises(ValueError, match="embedding_size is 23 there and 29 in this run"):
         open_initial(run(c.InitConfig(model=str(where)), model=other), make_mesh(1))

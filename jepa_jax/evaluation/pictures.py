@@ -2,7 +2,6 @@
 
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
 from jepa_jax.places import save_figure
 
@@ -27,6 +26,8 @@ def plot_retrieval(
       right: [R] int, the place of the clip that the text describes.
       frames: [B, T, H, W, C] uint8.
     """
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
     rows, columns = found.shape
     figure = Figure(figsize=(2.75 * columns, 1.08 * rows))
     axes = figure.subplots(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
 from jepa_jax import flags
 from jepa_jax.evaluation import joined
@@ -151,6 +150,8 @@ def evaluate(
 
 def plot(path: epath.Path, curves: dict[str, list[Point]], places: dict[str, int | None]) -> None:
     """CIDEr over decodes per second for each method; the settings that validation chose are ringed."""
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
     labels = {
