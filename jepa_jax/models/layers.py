@@ -111,14 +111,29 @@ def residual_gain(layers: int) -> float:
     return (2 * layers) ** -0.5
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x), the exact form, in float32.
+    """x * Phi(x), the exact form, in float32; for its backward pass only `x` is kept.
 
     By the error function, as PyTorch does. JAX's own goes by its complement, which keeps more digits of
     what is nearly zero (below -5) and takes three times as long on a CPU.
     """
     y = x.astype(jnp.float32)
-    return (0.5 * y * (1.0 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+    return (y * _normal_share(y)).astype(x.dtype)
+
+
+def _normal_share(y: jax.Array) -> jax.Array:
+    """Phi(y), the share of a standard normal distribution below `y`."""
+    return 0.5 * (1.0 + jax.lax.erf(y * 0.5**0.5))
+
+
+def _gelu_backward(x, d_out):
+    y = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * y * y) * (2 * np.pi) ** -0.5
+    return (((_normal_share(y) + y * density) * d_out.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class GatedMLP(nnx.Module):

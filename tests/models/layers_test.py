@@ -2,6 +2,7 @@
 biases: their gradients are sums over all positions."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jepa_jax.models.layers import RMSNorm, layer_norm, linear
+from jepa_jax.models.layers import RMSNorm, gelu, layer_norm, linear
 from tests import tiny
 
 SHAPES = [(32,), (5, 32), (0, 5, 32), (3, 5, 32), (2, 3, 5, 32)]
@@ -96,3 +97,19 @@ def test_gradients_of_gains_and_biases_are_as_exact_in_bfloat16_however_many_pos
     found, wanted = (gradient(x, weights, dtype) for dtype in (jnp.bfloat16, jnp.float32))
     for name, value in tiny.parameters(wanted).items():
         assert tiny.relative_error(tiny.parameters(found)[name], value) < 2**-7, name
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2.0**-8)])
+def test_gelu_and_its_gradient_are_the_exact_ones_rounded_once(dtype, precision):
+    x = jnp.linspace(-12.0, 12.0, 999).astype(dtype)
+    d_out = jax.random.normal(jax.random.key(0), x.shape).astype(dtype)
+    value, pull_back = jax.vjp(jax.jit(gelu), x)
+    assert value.dtype == pull_back(d_out)[0].dtype == dtype
+
+    y, d = (np.asarray(a, np.float64) for a in (x, d_out))
+    share = 0.5 * (1.0 + np.vectorize(math.erf)(y / math.sqrt(2)))
+    exact = y * share
+    gradient = (share + y * np.exp(-y * y / 2) / math.sqrt(2 * math.pi)) * d
+    for found, wanted in ((value, exact), (pull_back(d_out)[0], gradient)):
+        # What is nearly zero has the digits that 1 + erf leaves it.
+        np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=precision, atol=1e-6)
