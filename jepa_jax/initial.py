@@ -55,11 +55,12 @@ class Initial:
             known = {str(step): saved_identity(workdir / "checkpoints", step) for step in steps}
         return str(known)
 
-    def apply(self, state: TrainState, tokenizers: str) -> TrainState:
+    def apply(self, state: TrainState, tokenizers: str | None = None) -> TrainState:
         """The state of a new run with the parameters that `config.init` names in their places.
 
         Args:
-          tokenizers: `identity_of` the new run's. An earlier run that had others is told of, not refused.
+          tokenizers: `identity_of` the new run's, where it has texts. An earlier run that had others is told
+            of, not refused.
 
         Raises:
           DamagedCheckpointError, UsageError: the arrays cannot be read or were changed.
@@ -80,7 +81,8 @@ class Initial:
                 to_items(state)["params"],
             )
             _, params, known = restore_run(workdir, step, run_config(workdir), template)
-            compare_tokenizers(known.get("tokenizers"), tokenizers, workdir)
+            if tokenizers is not None:
+                compare_tokenizers(known.get("tokenizers"), tokenizers, workdir)
             new = parts.flatten(params)
         if not self.config.loss.learnable_temperature:
             # A fixed one is the configuration's, not where an earlier stage's ended.

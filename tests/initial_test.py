@@ -128,7 +128,7 @@ def test_a_fixed_temperature_is_the_run_s_own(learnable, expected, tmp_path):
     folder = write(tmp_path / "whole", theirs, "vl_jepa", tiny.run_config())
     loss = c.LossConfig(learnable_temperature=learnable)
     config = run(c.InitConfig(model=str(folder)), loss=loss)
-    state = open_initial(config, make_mesh(1)).apply(tiny.state(config)[1], "these")
+    state = open_initial(config, make_mesh(1)).apply(tiny.state(config)[1])
     params = to_items(state)["params"]
     np.testing.assert_allclose(params["log_logit_scale"][...], expected, rtol=1e-6)
 
