@@ -13,7 +13,8 @@ import sys
 TUNABLE = "glibc.malloc.hugetlb"
 # Says that it was asked for: from a Python with capabilities of its own glibc takes the tunables away.
 ASKED = "JEPA_JAX_HUGE_PAGES"
-_HERE = "asked"
+# Its value where this module has asked; a user may set it to anything else.
+_BY_US = "asked"
 KERNEL_SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -30,7 +31,7 @@ def environment(environ: dict[str, str], kernel_switch: str, libc: str) -> dict[
     asked = TUNABLE in tunables or ASKED in environ
     if libc != "glibc" or asked or "[madvise]" not in kernel_switch:
         return None
-    return {**environ, ASKED: _HERE, "GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
+    return {**environ, ASKED: _BY_US, "GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
 
 
 @contextlib.contextmanager
@@ -39,7 +40,7 @@ def left_out():
     allocator of its own over glibc's, such as PyTorch, may be slower with huge pages."""
     asked, tunables = os.environ.get(ASKED), os.environ.get("GLIBC_TUNABLES", "")
     before = tunables.removesuffix(f"{TUNABLE}=1").removesuffix(":")
-    if asked != _HERE or before == tunables:
+    if asked != _BY_US or before == tunables:
         yield
         return
     del os.environ[ASKED]

@@ -285,7 +285,7 @@ def compiler_options(config: Config) -> dict[str, str] | None:
     # configs/benchmark_cpu.py takes 1.07 times as long, with elementwise work as well 1.3 times.
     kinds = ("DOT", "REDUCE")
     # Products that follow one another become one kernel, which computes the first again for each piece
-    # of the second. Muon's are the only ones that do: a step took 1.4 times as long.
+    # of the second. Muon's follow one another: a step of that width took 1.4 times as long.
     if config.optim.name == "muon" and config.model.predictor.width >= _WIDE:
         kinds += ("INDIVIDUAL_DOT",)
     return _cpu_options(kinds)

@@ -113,7 +113,7 @@ def residual_gain(layers: int) -> float:
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x), the exact form, in float32; for its backward pass only `x` is kept.
+    """x * Phi(x), the exact form, in float32: [...] -> [...] in the type of `x`, all its backward pass keeps.
 
     By the error function, as PyTorch does. JAX's own goes by its complement, which keeps more digits of
     what is nearly zero (below -5) and takes three times as long on a CPU.
