@@ -1,6 +1,7 @@
 """Shared by all tests. The small configs and models are in `tests/tiny.py`."""
 
 import errno
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of processes that tests start, too; libtpu would look for its chips
@@ -8,13 +9,20 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # of processes that tests start, too; libtp
 import jax
 import pytest
 
+from tests.processes import xla_flags
+
 # Before the first use of a device: tests of sharding need several.
 jax.config.update("jax_num_cpu_devices", 8)
+# XLA reads the flags with the first use of a device, libtpu later: it ends a process for those of CPUs.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", xla_flags())
+    jax.devices()
 # Accelerators round float32 products to less by default; parity needs all the digits.
 jax.config.update("jax_default_matmul_precision", "highest")
-# Tests compile much and run little: this halves their time. Tests that start a process of their own
-# run what users run.
+# As `environment` in processes.py.
 jax.config.update("jax_disable_most_optimizations", True)
+# Tracing leaves many objects that stay: looking through them again and again takes a twelfth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 # Files that take minutes, because they wait for processes or compile the largest models.
 _LONGEST = (
