@@ -64,7 +64,7 @@ def told(folder, name: str) -> tuple[str, str]:
     [
         # Each would update parameters of its own, and end with status 0.
         ("config", "something else: optim.learning_rate is 0.003 on process 0 and 0.1 here: start", False),
-        ("data", "/file", True),
+        ("data", "{folder}/file", True),
         # Steps of tokens and of frames wait for one another's sums, which are of other sizes.
         ("cache", "something else: data.features is set on process 0 and not set here: start", False),
         # The others would wait for it in the first step, and it for them in its end.
@@ -74,7 +74,7 @@ def told(folder, name: str) -> tuple[str, str]:
 def test_what_one_host_has_otherwise_ends_both_before_a_step(folder, name, sentence, is_made):
     first, last = told(folder, name)
     assert first == "error: process 1 could not start, and has said why"
-    assert sentence in last
+    assert sentence.format(folder=folder) in last
     workdir = folder / "runs" / name
     assert (workdir / "config.json").exists() is is_made
     assert not (workdir / "metrics.jsonl").exists()
