@@ -1,7 +1,7 @@
-"""The notebook's cells, one after the other in one process, on a small run."""
+"""The notebook's cells, one after the other in one process, on a small run. It is compiled as users' runs
+are, not as plainly as those of other tests."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -45,7 +45,6 @@ def test_every_cell_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(program)],
         cwd=tmp_path,
-        env=dict(os.environ),  # not the plain code of other tests: as users run it
         capture_output=True,
         text=True,
         timeout=400,
