@@ -3,7 +3,8 @@
     python -m jepa_jax.preflight --config=FILE.py --topology=v5p:4x4x8 [--config.SECTION.FIELD=VALUE ...]
 
 It compiles the run's own training step, prints memory, work, traffic and the time that each bounds, and
-writes the same as JSON. Needs the TPU's compiler (the extra `preflight`).
+writes the same as JSON; with --every-remat it does so for each `model.remat` and says which is fastest.
+Needs the TPU's compiler (the extra `preflight`).
 """
 
 import os
@@ -32,44 +33,29 @@ import re
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import get_args
 
 import jax
 from jax.experimental import topologies
 
 from jepa_jax import flags
 from jepa_jax.chips import Chip, chip_of
-from jepa_jax.config import Config
+from jepa_jax.config import Config, Remat
 from jepa_jax.errors import first_line
-from jepa_jax.flops import model_flops
-from jepa_jax.hlo import Cost, Program
+from jepa_jax.hlo import Program
 from jepa_jax.places import write_whole
+from jepa_jax.preflight_report import DIFFER, Compiled, print_remat, print_report, report
 from jepa_jax.sharding import check_batch, make_mesh
 from jepa_jax.state import abstract_state
 from jepa_jax.step import abstract_batch, jit_train_step
 
 
 class DoesNotFitError(Exception):
-    """The compiler found no plan within a device's memory; `needed` is what its best takes, in bytes."""
+    """There is no plan within a device's memory; `needed` is what the best takes, in bytes."""
 
     def __init__(self, needed: float):
         super().__init__(f"{needed / 1e9:.1f} GB")
         self.needed = needed
-
-
-@dataclasses.dataclass
-class Compiled:
-    """A step compiled for a topology.
-
-    Attributes:
-      memory: bytes on a device by kind; `total` is what they take together at the worst moment.
-      cost: what one step does on one device.
-      seconds: that the compiler took.
-    """
-
-    memory: dict[str, float]
-    cost: Cost
-    seconds: float
 
 
 def open_topology(name: str, slices: int = 1) -> tuple[list, Chip]:
@@ -164,6 +150,18 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
     return Compiled(memory, cost, time.perf_counter() - start)
 
 
+def compile_within(chip: Chip, config: Config, devices: list, lengths: tuple[int, int]) -> Compiled:
+    """`compile_step`, whose compiler may plan a little beyond the memory.
+
+    Raises:
+      DoesNotFitError, ValueError: as there.
+    """
+    compiled = compile_step(config, devices, lengths)
+    if compiled.memory["total"] > chip.hbm_bytes / chip.devices:
+        raise DoesNotFitError(compiled.memory["total"])
+    return compiled
+
+
 def smallest_that_fits(
     config: Config, devices: list, lengths: tuple[int, int], chip: Chip, needed: float
 ) -> tuple[int, Compiled] | None:
@@ -189,106 +187,46 @@ def smallest_that_fits(
         place = min(bisect.bisect_left(candidates, guess), len(candidates) - 1)
         pieces = candidates[place]
         try:
-            compiled = compile_step(dataclasses.replace(config, micro_batches=pieces), devices, lengths)
+            cut = dataclasses.replace(config, micro_batches=pieces)
+            compiled = compile_within(chip, cut, devices, lengths)
             needed = compiled.memory["total"]
         except DoesNotFitError as error:
             compiled, needed = None, error.needed
         print(f"micro_batches={pieces} takes {needed * chip.devices / 1e9:.1f} GB a chip", file=sys.stderr)
         tried.append((pieces, needed))
-        # The compiler keeps a little of the memory to itself: it may refuse what the chip would hold.
-        if compiled is None or needed > memory:
+        if compiled is None:  # the compiler keeps a little of the memory to itself: `needed` may be less
             candidates = candidates[place + 1 :]
         else:
             best, candidates = (pieces, compiled), candidates[:place]
     return best
 
 
-def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], compiled: Compiled) -> dict:
-    """All figures of a compiled step, ready for JSON: bytes, FLOPs and seconds are of one chip and step."""
-    cost, chips = Cost(), len(devices) // chip.devices
-    cost.add(compiled.cost, chip.devices)
-    memory = {name: value * chip.devices for name, value in compiled.memory.items()}
-    useful = model_flops(config, *lengths)
-    clips = config.batch_size / chips
-    bounds = {
-        "compute": cost.flops / chip.flops,
-        "memory": cost.memory_bytes / chip.hbm_bandwidth,
-        "network": cost.network_bytes / chip.link_bandwidth,
-    }
-    if cost.transfers and chip.slice_bandwidth:
-        bounds["between slices"] = cost.transfer_bytes / chip.slice_bandwidth
-    slowest = max(bounds, key=bounds.get)
-    collectives = [
-        {"kind": kind, "operands": operands, "times": count, "bytes": sent}
-        for (kind, operands), (count, sent) in sorted(
-            (cost.collectives | cost.transfers).items(), key=lambda item: -item[1][1]
-        )
-    ]
-    return {
-        "chips": chips,
-        "chip": dataclasses.asdict(chip),
-        "batch_size": config.batch_size,
-        "micro_batches": config.micro_batches,
-        "query_length": lengths[0],
-        "target_length": lengths[1],
-        "memory_bytes": memory,
-        "memory_free_fraction": 1 - memory["total"] / chip.hbm_bytes,
-        "flops": cost.flops,
-        "model_flops": sum(useful.values()) * clips,
-        "model_flops_by_part": {name: value * clips for name, value in useful.items()},
-        "memory_traffic_bytes": cost.memory_bytes,
-        "network_bytes": cost.by_kind(),
-        "between_slices_bytes": cost.transfer_bytes,
-        "collectives": collectives,
-        "bound_seconds": bounds,
-        "bound_by": slowest,
-        "samples_per_second_per_chip": clips / bounds[slowest],
-        "model_flops_utilisation": sum(useful.values()) * clips / (bounds[slowest] * chip.flops),
-        "compile_seconds": compiled.seconds,
-    }
+def every_remat(
+    config: Config, devices: list, chip: Chip, lengths: tuple[int, int], configured: dict
+) -> dict[str, dict]:
+    """The step with every `model.remat`: the figures of `report` that differ, and whether it fits; of one
+    that does not, what it would take; of one that the compiler cannot do, why.
 
-
-def print_report(found: dict[str, Any]) -> None:
-    """The figures as a table."""
-    gb = lambda value: f"{value / 1e9:10.3f} GB"
-    chip, bounds = found["chip"], found["bound_seconds"]
-    plural = "s" * (found["chips"] > 1)
-    print(f"\n{found['chips']} chip{plural} of {chip['name']} ({chip['source']})")
-    print(
-        f"batch {found['batch_size']:,} in {found['micro_batches']} piece(s), texts of "
-        f"{found['query_length']} and {found['target_length']} tokens; compiled in "
-        f"{found['compile_seconds']:.0f} s"
-    )
-    print("\nmemory of a chip")
-    for name, value in found["memory_bytes"].items():
-        print(f"  {name:30}{gb(value)}")
-    print(f"  {'of':30}{gb(chip['hbm_bytes'])}, {found['memory_free_fraction']:.0%} free")
-    print("\na step on a chip                    amount       peak, per s         at best")
-    rows = (
-        ("compute", "TFLOP", 1e12, found["flops"], chip["flops"]),
-        ("memory", "GB   ", 1e9, found["memory_traffic_bytes"], chip["hbm_bandwidth"]),
-        ("network", "GB   ", 1e9, sum(found["network_bytes"].values()), chip["link_bandwidth"]),
-        ("between slices", "GB   ", 1e9, found["between_slices_bytes"], chip["slice_bandwidth"]),
-    )
-    for name, unit, scale, amount, peak in rows:
-        if name in bounds:
-            best = f"{peak / scale:10.4g} {unit}{bounds[name] * 1e3:12.2f} ms"
-            print(f"  {name:28}{amount / scale:10.2f} {unit} {best}")
-        elif amount:
-            print(f"  {name:28}{amount / scale:10.2f} {unit}    unknown")
-    print("\ncollectives                      times         sent  operands")
-    for row in found["collectives"][:12]:
-        print(f"  {row['kind']:28}{row['times']:8.0f}{gb(row['bytes'])}  {row['operands']}")
-    rest = found["collectives"][12:]
-    if rest:
-        print(f"  {len(rest)} smaller ones {gb(sum(row['bytes'] for row in rest))}")
-    print(
-        f"\nbound by {found['bound_by']}: at best {found['samples_per_second_per_chip']:.1f} samples/s/chip"
-    )
-    print(
-        f"model FLOPs {found['model_flops'] / 1e12:.2f} TFLOP, utilisation at most "
-        f"{found['model_flops_utilisation']:.1%}"
-    )
+    Args:
+      config: as the user has it.
+      configured: what is known of its own, as `report` has it, and whether that fits.
+    """
+    rows = {}
+    for remat in get_args(Remat):
+        other = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+        try:
+            if other == config:
+                row = configured
+            else:
+                print(f"compiling with model.remat={remat}", file=sys.stderr)
+                compiled = compile_within(chip, other, devices, lengths)
+                row = {"fits": True} | report(other, devices, chip, lengths, compiled)
+            rows[remat] = {name: row[name] for name in DIFFER}
+        except DoesNotFitError as error:
+            rows[remat] = {"fits": False, "needed_bytes": error.needed * chip.devices}
+        except ValueError as error:
+            rows[remat] = {"fits": False, "error": first_line(error)}
+    return rows
 
 
 def main(arguments: list[str]) -> int:
@@ -300,6 +238,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--chips", type=flags.count, help="only the first so many chips of it")
     parser.add_argument("--bucket", type=int, default=-1, help="which of data.length_buckets (default: last)")
     parser.add_argument(
+        "--every-remat",
+        action="store_true",
+        help="compile it with every model.remat and say which is fastest",
+    )
+    parser.add_argument(
         "--out", type=flags.local_path, help="JSON file (default: runs/NAME/preflight-TOPOLOGY.json)"
     )
     values, overrides = flags.parse(arguments, parser)
@@ -310,7 +253,7 @@ def main(arguments: list[str]) -> int:
     lengths = buckets[values.bucket]
     # Of a mixture, the step with the most frames.
     frames = max(dataset.frames for dataset in config.data.datasets)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, frames=frames))
+    config = given = dataclasses.replace(config, data=dataclasses.replace(config.data, frames=frames))
     devices, chip = open_topology(values.topology, values.slices)
     chips = len(devices) // chip.devices
     if (values.chips or 1) > chips:
@@ -319,20 +262,21 @@ def main(arguments: list[str]) -> int:
     fits = True
     with flags.as_usage_errors(ValueError):
         try:
-            compiled = compile_step(config, devices, lengths)
-            needed = compiled.memory["total"]
+            compiled = compile_within(chip, config, devices, lengths)
         except DoesNotFitError as error:
-            compiled, needed = None, error.needed
-        if compiled is None or needed > chip.hbm_bytes / chip.devices:
             fits = False
+            gigabytes = error.needed * chip.devices / 1e9
             print(
-                f"{config.name} does not fit {values.topology}: {needed * chip.devices / 1e9:.1f} GB a chip "
-                f"of {chip.hbm_bytes / 1e9:.0f}; looking for the smallest micro_batches that does",
+                f"{config.name} does not fit {values.topology}: {gigabytes:.1f} GB a chip of "
+                f"{chip.hbm_bytes / 1e9:.0f}; looking for the smallest micro_batches that does",
                 file=sys.stderr,
             )
-            found = smallest_that_fits(config, devices, lengths, chip, needed)
+            found = smallest_that_fits(config, devices, lengths, chip, error.needed)
             if found is None:
-                print("error: no micro_batches fits: take more chips, or a larger fsdp", file=sys.stderr)
+                print(
+                    "error: no micro_batches fits: take more chips, a larger fsdp, or model.remat=layer",
+                    file=sys.stderr,
+                )
                 return 1
             pieces, compiled = found
             config = dataclasses.replace(config, micro_batches=pieces)
@@ -341,6 +285,9 @@ def main(arguments: list[str]) -> int:
     print_report(result)
     if not fits:
         print(f"\nas configured it does not fit: set --config.micro_batches={config.micro_batches}")
+    if values.every_remat:
+        result["remat"] = every_remat(given, devices, chip, lengths, result)
+        print_remat(result["remat"])
     default = f"runs/{config.name}/preflight-{values.topology.replace(':', '-')}.json"
     out = values.out or pathlib.Path(default)
     with flags.as_usage_errors(OSError):

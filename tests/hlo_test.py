@@ -30,6 +30,19 @@ def test_the_body_of_a_scan_counts_as_often_as_it_runs():
     assert LAYERS * N * N * 4 * 2 <= found.memory_bytes <= LAYERS * N * N * 4 * 8
 
 
+def test_instructions_in_turn_wait_for_their_work_or_their_traffic():
+    """Products that only work wait, and additions that only move numbers, are not done beside one another."""
+    x, w = jnp.ones((N, N)), jnp.ones((LAYERS, N, N))
+    scanned = lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+    found = cost(scanned, x, w)
+    assert found.seconds_in_turn(1.0, 1e20) == pytest.approx(found.flops)
+    assert found.seconds_in_turn(1e20, 1.0) == pytest.approx(found.memory_bytes)
+    # A product's work takes a thousand times what its traffic does; all other traffic is added to it.
+    product, moved = 2 * N**3, 3 * N * N * 4
+    in_turn = found.seconds_in_turn(1.0, moved / product * 1000)
+    assert found.flops < in_turn < found.flops * 1.01
+
+
 def test_loops_inside_loops_and_gradients():
     x, w = jnp.ones((N, N)), jnp.ones((LAYERS, N, N))
 

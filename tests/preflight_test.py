@@ -14,7 +14,7 @@ pytest.importorskip("libtpu", reason="the TPU's compiler, of the extras `preflig
 from jepa_jax import flags, preflight
 from jepa_jax.chips import CHIPS
 from jepa_jax.flops import model_flops
-from jepa_jax.hlo import Program
+from jepa_jax.hlo import Cost, Program
 from tests.tiny_config import config as tiny
 from tests.train_test import CONFIG, ROOT
 
@@ -61,13 +61,60 @@ def test_the_command_prints_and_writes_what_a_step_costs(tmp_path):
     assert bounds["memory"] == found["memory_traffic_bytes"] / chip["hbm_bandwidth"]
     assert bounds["network"] == sum(found["network_bytes"].values()) / chip["link_bandwidth"]
     worst = max(bounds.values())
+    assert worst <= found["seconds_in_turn"] < bounds["compute"] + bounds["memory"] + bounds["network"]
     assert found["samples_per_second_per_chip"] == pytest.approx(tiny.batch_size / 4 / worst)
     assert found["model_flops_utilisation"] == pytest.approx(found["model_flops"] / worst / chip["flops"])
     assert sum(row["bytes"] for row in found["collectives"]) == pytest.approx(
         sum(found["network_bytes"].values())
     )
-    for word in ("total", "collective-permute", "utilisation at most", "bound by", chip["source"]):
+    for word in (
+        "total",
+        "collective-permute",
+        "utilisation at most",
+        "one instruction after the other",
+        "bound by",
+        chip["source"],
+    ):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("configured", "best"),
+    # Without recomputation it does not fit but in pieces, and "elementwise" hardly.
+    [("none", "mlp"), ("layer", "mlp"), ("mlp", "mlp")],
+)
+def test_the_fastest_remat_with_memory_to_spare_is_named(configured, best, monkeypatch, tmp_path, capsys):
+    needed = {"none": 30e9, "elementwise": 16e9, "mlp": 11e9}
+    flops = {"none": 1.0, "elementwise": 1.0, "mlp": 1.2}
+
+    def compile_step(config, devices, lengths):
+        remat = config.model.remat
+        if remat == "layer" != configured:
+            raise ValueError("the TPU's compiler cannot do this step: UNIMPLEMENTED")
+        memory = {"total": needed.get(remat, 5e9) / config.micro_batches}
+        return preflight.Compiled(memory, Cost(flops=flops.get(remat, 1.4)), 0.0)
+
+    monkeypatch.setattr(preflight, "compile_step", compile_step)
+    out = tmp_path / "preflight.json"
+    arguments = [f"--config={CONFIG}", "--topology=v5e:2x2", "--every-remat", f"--out={out}"]
+    assert preflight.main([*arguments, f"--config.model.remat={configured}"]) == 0
+    rows = json.loads(out.read_text())["remat"]
+    assert [name for name, row in rows.items() if row["fits"]] == [
+        name for name in ("elementwise", "mlp", "layer") if name != "layer" or configured == "layer"
+    ]
+    assert rows["none"].get("micro_batches") == (2 if configured == "none" else None)
+    printed = capsys.readouterr().out
+    assert ("GB   does not fit" in printed) == (configured != "none")
+    assert ("UNIMPLEMENTED" in printed) == (configured != "layer")
+    assert f"--config.model.remat={best}\n" in printed
+
+
+def test_that_no_remat_leaves_memory_is_said(monkeypatch, tmp_path, capsys):
+    whole = preflight.Compiled({"total": 16e9}, Cost(flops=1.0), 0.0)
+    monkeypatch.setattr(preflight, "compile_step", lambda *arguments: whole)
+    arguments = [f"--config={CONFIG}", "--topology=v5e:2x2", "--every-remat", f"--out={tmp_path / 'out'}"]
+    assert preflight.main(arguments) == 0
+    assert "none leaves 15% of the memory free" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -84,7 +131,7 @@ def test_the_smallest_number_of_pieces_that_fits_is_found(fixed, room, smallest,
         tried.append(config.micro_batches)
         if needed > 1000:
             raise preflight.DoesNotFitError(needed)
-        return preflight.Compiled({"total": needed}, preflight.Cost(), 0.0)
+        return preflight.Compiled({"total": needed}, Cost(), 0.0)
 
     monkeypatch.setattr(preflight, "compile_step", compile_step)
     config = dataclasses.replace(tiny, batch_size=48, fsdp=2)
@@ -112,7 +159,7 @@ def test_what_the_compiler_refuses_does_not_fit(refused, monkeypatch, tmp_path):
         tried.append(config.micro_batches)
         if config.micro_batches == 1:
             raise preflight.DoesNotFitError(refused)
-        return preflight.Compiled({"total": 9e9}, preflight.Cost(flops=1.0), 0.0)
+        return preflight.Compiled({"total": 9e9}, Cost(flops=1.0), 0.0)
 
     monkeypatch.setattr(preflight, "compile_step", compile_step)
     out = tmp_path / "preflight.json"
@@ -129,7 +176,7 @@ def test_of_a_mixture_the_longest_clips_count(monkeypatch, tmp_path):
 
     def compile_step(config, devices, lengths):
         seen.append(config.data.frames)
-        return preflight.Compiled({"total": 9e9}, preflight.Cost(flops=1.0), 0.0)
+        return preflight.Compiled({"total": 9e9}, Cost(flops=1.0), 0.0)
 
     monkeypatch.setattr(preflight, "compile_step", compile_step)
     mixture = (

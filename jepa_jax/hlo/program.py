@@ -27,12 +27,15 @@ class Cost:
       collectives: by kind and bytes of the array: how often it runs, and the bytes a chip sends to others
         of its slice.
       transfers: the same of what goes by way of the hosts to other slices.
+      instructions: how often one runs that does so many FLOPs and moves so many bytes; copies that go on
+        beside others are left out.
     """
 
     flops: float = 0.0
     memory_bytes: float = 0.0
     collectives: "Sends" = dataclasses.field(default_factory=dict)
     transfers: "Sends" = dataclasses.field(default_factory=dict)
+    instructions: dict[tuple[float, float], float] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Cost", times: float = 1.0) -> None:
         self.flops += times * other.flops
@@ -40,6 +43,22 @@ class Cost:
         for into, sends in ((self.collectives, other.collectives), (self.transfers, other.transfers)):
             for (kind, operands), (count, sent) in sends.items():
                 _count(into, kind, operands, times * count, times * sent)
+        for work, count in other.instructions.items():
+            self.instructions[work] = self.instructions.get(work, 0.0) + times * count
+
+    def run(self, flops: float, memory_bytes: float) -> None:
+        """One instruction more."""
+        self.add(Cost(flops, memory_bytes, instructions={(flops, memory_bytes): 1.0}))
+
+    def seconds_in_turn(self, flops: float, bandwidth: float) -> float:
+        """Of all instructions one after the other, each as long as its work or its traffic takes.
+
+        Args:
+          flops, bandwidth: FLOP/s of the chip, and bytes/s of its memory.
+        """
+        return sum(
+            count * max(work / flops, moved / bandwidth) for (work, moved), count in self.instructions.items()
+        )
 
     @property
     def network_bytes(self) -> float:
@@ -114,8 +133,7 @@ class Program:
         if i.opcode == "copy-start":
             total.memory_bytes += sum(a.moved for a in i.arrays[:2])
             return
-        total.flops += self._flops(i, body)
-        total.memory_bytes += self._memory(i, body)
+        total.run(self._flops(i, body), self._memory(i, body))
         if i.opcode == "fusion" and self._stage(i.attribute("calls")) in (None, "Start"):
             inner = self.computations[i.attribute("calls")]
             for j in inner.values():

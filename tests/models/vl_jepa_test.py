@@ -1,6 +1,7 @@
 """The three parts together: unit vectors, how they run, and which of their parameters train."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jepa_jax.config import LearningRateFactors, LossConfig, OptimConfig
+from jepa_jax.config import LearningRateFactors, LossConfig, OptimConfig, Remat
 from jepa_jax.models.vl_jepa import VLJEPA, is_trained, normalise_frames, part_of, unit
 from jepa_jax.step import loss_fn, train_step
 from tests import tiny
@@ -56,8 +57,8 @@ def test_scan_and_remat_change_neither_values_nor_gradients():
         return value, grads
 
     value, grads = run(scan_layers=False, remat="none")
-    for scan in (False, True):
-        other_value, other_grads = run(scan_layers=scan, remat="layer")
+    for scan, remat in [(False, "layer"), *((True, remat) for remat in get_args(Remat))]:
+        other_value, other_grads = run(scan_layers=scan, remat=remat)
         tiny.assert_close(other_value, value, 1e-5)
         assert other_grads.keys() == grads.keys()
         for name, grad in grads.items():
