@@ -9,6 +9,8 @@ kinds of its pairs.
 Expected: see `docs/pods.md` for what the step costs; it was not run here.
 """
 
+import dataclasses
+
 from jepa_jax.config import (
     CheckpointConfig,
     Config,
@@ -20,7 +22,8 @@ from jepa_jax.config import (
 
 config = Config(
     name="finetune",
-    model=ModelConfig.paper(),
+    # Batches so small leave the memory to keep all matrix products for the backward pass.
+    model=dataclasses.replace(ModelConfig.paper(), remat="elementwise"),
     init=InitConfig(model="runs/pretrain_long_video"),
     optim=OptimConfig(learning_rate=5e-5, schedule="cosine", warmup_steps=1000),
     data=DataConfig(

@@ -11,6 +11,8 @@ tar shards (`data.path`) and mixtures. Expected: the paper reports 61.6% zero-sh
 after this stage; it was not run here.
 """
 
+import dataclasses
+
 from jepa_jax.config import (
     CheckpointConfig,
     Config,
@@ -22,7 +24,8 @@ from jepa_jax.config import (
 
 config = Config(
     name="pretrain_images",
-    model=ModelConfig.paper(),
+    # On chips of more than 30 GB remat="elementwise" fits too and is faster (docs/pods.md).
+    model=dataclasses.replace(ModelConfig.paper(), remat="mlp"),
     init=InitConfig(
         x_encoder="weights/vjepa2-vitl",
         predictor="weights/llama-3.2-1b",

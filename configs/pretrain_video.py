@@ -19,6 +19,7 @@ from jepa_jax.config import (
 
 config = Config(
     name="pretrain_video",
+    # What fits 16 GB; on larger chips remat="mlp" or "elementwise" is faster (docs/pods.md).
     model=ModelConfig.paper(),
     init=InitConfig(model="runs/pretrain_images"),
     optim=OptimConfig(learning_rate=5e-5, schedule="constant", warmup_steps=1000),

@@ -45,7 +45,7 @@ def test_a_folder_of_one_s_own_needs_nothing_that_does_not_ship():
 
 def test_the_paper_s_first_stage():
     config = flags.load_config("configs/pretrain_images.py")
-    assert config.model == ModelConfig.paper()
+    assert dataclasses.replace(config.model, remat="layer") == ModelConfig.paper()
     assert None not in (config.init.x_encoder, config.init.predictor, config.init.y_encoder)
     assert (config.batch_size, config.steps, config.data.frames) == (24_576, 100_000, 1)
     assert (config.optim.learning_rate, config.optim.schedule) == (5e-5, "constant")
