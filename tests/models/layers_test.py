@@ -1,5 +1,5 @@
 """Linear maps on a CPU: the same numbers and gradients as the plain product, without its copies. Gains and
-biases: their gradients are sums over all positions."""
+biases: their gradients are sums over all positions. Rotary positions on a TPU."""
 
 import functools
 import math
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jepa_jax.models import layers
 from jepa_jax.models.layers import RMSNorm, gelu, layer_norm, linear
 from tests import tiny
 
@@ -113,3 +114,20 @@ def test_gelu_and_its_gradient_are_the_exact_ones_rounded_once(dtype, precision)
     for found, wanted in ((value, exact), (pull_back(d_out)[0], gradient)):
         # What is nearly zero has the digits that 1 + erf leaves it.
         np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=precision, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rotate", [layers.rotate_halves, layers.rotate_neighbours])
+def test_positions_turn_on_a_tpu_as_elsewhere(rotate, dtype, monkeypatch):
+    """There by a product that is exact."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8), dtype)
+    table = layers.rope_table(5, layers.rope_frequencies(8, 100.0))
+    by = jax.random.normal(jax.random.key(1), x.shape, dtype)
+    run = lambda x: jax.vjp(lambda x: rotate(x, table), x)[1](by)[0]
+    elsewhere = rotate(x, table), run(x)
+    monkeypatch.setattr(layers, "device_platform", lambda: "tpu")
+    assert "dot_general" in str(jax.make_jaxpr(lambda x: rotate(x, table))(x))
+    for found, expected in zip((rotate(x, table), run(x)), elsewhere, strict=True):
+        assert (found.shape, found.dtype) == (x.shape, dtype)
+        digits = {"rtol": 1e-6, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 2**-7, "atol": 2**-8}
+        np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), **digits)
