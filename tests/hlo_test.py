@@ -31,7 +31,7 @@ def test_the_body_of_a_scan_counts_as_often_as_it_runs():
 
 
 def test_instructions_in_turn_wait_for_their_work_or_their_traffic():
-    """Products that only work wait, and additions that only move numbers, are not done beside one another."""
+    """What a product works and what others move is not done at the same time."""
     x, w = jnp.ones((N, N)), jnp.ones((LAYERS, N, N))
     scanned = lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
     found = cost(scanned, x, w)

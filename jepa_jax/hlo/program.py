@@ -27,8 +27,8 @@ class Cost:
       collectives: by kind and bytes of the array: how often it runs, and the bytes a chip sends to others
         of its slice.
       transfers: the same of what goes by way of the hosts to other slices.
-      instructions: how often one runs that does so many FLOPs and moves so many bytes; copies that go on
-        beside others are left out.
+      instructions: how often one runs that does so many FLOPs and moves so many bytes; without collectives
+        and the copies that are begun and go on beside others.
     """
 
     flops: float = 0.0
@@ -51,10 +51,10 @@ class Cost:
         self.add(Cost(flops, memory_bytes, instructions={(flops, memory_bytes): 1.0}))
 
     def seconds_in_turn(self, flops: float, bandwidth: float) -> float:
-        """Of all instructions one after the other, each as long as its work or its traffic takes.
+        """Of all `instructions` one after the other, each as long as its work or its traffic takes.
 
         Args:
-          flops, bandwidth: FLOP/s of the chip, and bytes/s of its memory.
+          flops: of the chip, FLOP/s. bandwidth: of its memory, bytes/s.
         """
         return sum(
             count * max(work / flops, moved / bandwidth) for (work, moved), count in self.instructions.items()
