@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 import signal
 import sys
@@ -31,7 +32,7 @@ _AT_ONCE = 0.3
 
 
 class StopFlag:
-    """Set by SIGTERM and SIGINT within its context; the loop looks at it between steps. A second
+    """Set by SIGTERM, SIGINT and SIGHUP within its context; the loop looks at it between steps. A second
     signal kills.
 
     Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all.
@@ -43,9 +44,13 @@ class StopFlag:
 
     def __enter__(self):
         # Python lets its main thread alone take signals.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._set)
+        if threading.current_thread() is threading.main_thread():
+            alone = jax.process_count() == 1
+            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._set) if alone else {}
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` leaves it
+                handlers[signal.SIGHUP] = self._set if alone else _as_sigterm
+            for number, handler in handlers.items():
+                self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, *_):
@@ -66,6 +71,10 @@ class StopFlag:
         time.sleep(_AT_ONCE)
         for known in self._before:  # a Ctrl-C after a SIGTERM is a second one as well
             signal.signal(known, signal.SIG_DFL)
+
+
+def _as_sigterm(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_steps(

@@ -53,13 +53,15 @@ class Checkpoints:
         return self._saved
 
 
-def run(tmp_path, monkeypatch, checkpoints: Checkpoints, *, signal_in: int | None = None):
-    """`run_steps` with the state being the step; a SIGTERM comes while one of them is computed."""
+def run(
+    tmp_path, monkeypatch, checkpoints: Checkpoints, *, signal_in: int | None = None, number=signal.SIGTERM
+):
+    """`run_steps` with the state being the step; a signal comes while one of them is computed."""
     monkeypatch.setattr(loop, "to_items", lambda state: {})
 
     def step_fn(state, batch):
         if state + 1 == signal_in:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return state + 1, {"loss": np.float32(1.0), "grad_norm": np.float32(1.0)}
 
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -87,6 +89,35 @@ def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, m
 def test_a_step_that_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys):
     assert run(tmp_path, monkeypatch, Checkpoints(lambda saved: []), signal_in=5) == (5, signal.SIGTERM)
     assert "SIGTERM: step 5 could not be saved, stopping" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_stops_the_run_but_under_nohup(ignored, tmp_path, monkeypatch, capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        checkpoints = Checkpoints()
+        stopped = run(tmp_path, monkeypatch, checkpoints, signal_in=5, number=signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert stopped == ((LAST, None) if ignored else (5, signal.SIGHUP))
+    assert ("SIGHUP: saved step 5, stopping" in capsys.readouterr().out) != ignored
+
+
+def test_of_several_hosts_a_closed_terminal_is_told_as_sigterm(monkeypatch):
+    """JAX takes SIGTERM there, and tells the others."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    told = []
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: told.append(number))}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with loop.StopFlag():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert told == [signal.SIGTERM]
 
 
 def test_a_signal_sent_twice_at_once_is_one():

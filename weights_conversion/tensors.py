@@ -55,6 +55,14 @@ class Tensors(Protocol):
     def read(self, name: str) -> np.ndarray: ...
 
 
+def _check_new(name: str, file: pathlib.Path, before: pathlib.Path | None) -> None:
+    """Raise UsageError for a tensor that another file of the same checkpoint has as well."""
+    if before is not None:
+        raise UsageError(
+            f"{before} and {file.name} both hold {name}: download both again, one is of another checkpoint"
+        )
+
+
 class Safetensors:
     """One safetensors file or the shards of one checkpoint."""
 
@@ -66,6 +74,7 @@ class Safetensors:
             try:
                 with safe_open(file, framework="numpy") as opened:
                     for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                        _check_new(name, file, self._file_of.get(name))
                         found = opened.get_slice(name)
                         dtype = _SAFETENSORS_TYPES.get(found.get_dtype(), np.void)
                         self.info[name] = TensorInfo(tuple(found.get_shape()), np.dtype(dtype))
@@ -200,7 +209,12 @@ class Joined:
 
     def __init__(self, sources: Sequence[tuple[str, Tensors]]):
         self.files = [file for _, source in sources for file in source.files]
-        self._place = {prefix + name: (source, name) for prefix, source in sources for name in source.info}
+        self._place = {}
+        for prefix, source in sources:
+            for name in source.info:
+                before, _ = self._place.get(prefix + name, (None, ""))
+                _check_new(prefix + name, source.files[0], before and before.files[0])
+                self._place[prefix + name] = (source, name)
         self.info = {full: source.info[name] for full, (source, name) in self._place.items()}
 
     def read(self, name: str) -> np.ndarray:

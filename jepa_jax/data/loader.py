@@ -46,7 +46,7 @@ def _start_worker(index: int, count: int) -> None:
     del index, count
     # A signal to the whole group, as a terminal and some schedulers send it, is the training process's to
     # answer: it still wants batches until its step is saved.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
     def end_with_parent():

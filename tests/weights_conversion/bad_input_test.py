@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the sources are written with PyTorch, of the extra `convert`")
 
+import safetensors.torch
 from huggingface_hub import errors as hub
 
 from jepa_jax import flags
@@ -164,6 +165,28 @@ def test_a_missing_shard(whole, tmp_path, refused):
     shard = sorted(source.glob("model-*.safetensors"))[2]
     shard.unlink()
     assert f"lacks 1 of its {len(list(source.glob('model-*'))) + 1} shards ({shard.name})" in refused(source)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_tensor_in_two_shards(pickled, whole, tmp_path, refused):
+    """As when one of them was left from another download."""
+    source = copy(whole, "shards", tmp_path)
+    first, _, third, *_ = files = sorted(source.glob("*.safetensors"))
+    # From bytes: a mapped file must not be written over.
+    shards = {file: safetensors.torch.load(file.read_bytes()) for file in files}
+    name = min(shards[first])
+    shards[third][name] = shards[first][name] + 1
+    if pickled:
+        index = source / "model.safetensors.index.json"
+        named = index.read_text().replace(".safetensors", ".bin")
+        (source / "pytorch_model.bin.index.json").write_text(named)
+        index.unlink()
+        for file, tensors in shards.items():
+            torch.save(tensors, file.with_suffix(".bin"))
+        first, third = first.with_suffix(".bin"), third.with_suffix(".bin")
+    else:
+        safetensors.torch.save_file(shards[third], third)
+    assert f"{first} and {third.name} both hold {name}: download both" in one_line(refused(source))
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hostname", "sub/inside.safetensors"])
