@@ -184,22 +184,23 @@ def rope_table(length: int, frequencies: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def _rotate(x, table, partner_of):
+def _rotate(x, table, partner_of, *, heads_first: bool):
     """x * cos + partner * sin over heads, in float32: [B, L, K, A].
 
     On a TPU the partner comes from a product with a matrix of 0, 1 and -1, which is exact: moving
-    single lanes about costs several passes over memory, a small product none beyond its own.
+    single lanes about costs several passes over memory, a small product none beyond its own. With
+    `heads_first` it is done in the order of axes that attention's kernel takes.
     """
-    cos, sin = (jnp.asarray(t)[:, None, :] for t in table)
-    if device_platform() == "tpu":
-        matrix = partner_of(np.eye(x.shape[-1], dtype=np.float32))
-        exact = "highest" if x.dtype == jnp.float32 else None
-        partner = jnp.einsum(
-            "BLKA,AC->BLKC", x, matrix.astype(x.dtype), precision=exact, preferred_element_type=jnp.float32
-        )
-    else:
-        partner = partner_of(x).astype(jnp.float32)
-    return (x.astype(jnp.float32) * cos + partner * sin).astype(x.dtype)
+    if device_platform() != "tpu":
+        cos, sin = (jnp.asarray(t)[:, None, :] for t in table)
+        return (x.astype(jnp.float32) * cos + partner_of(x).astype(jnp.float32) * sin).astype(x.dtype)
+    x = x.swapaxes(1, 2) if heads_first else x
+    cos, sin = (jnp.asarray(t if heads_first else t[:, None, :]) for t in table)
+    matrix = jnp.asarray(partner_of(np.eye(x.shape[-1], dtype=np.float32)), x.dtype)
+    exact = "highest" if x.dtype == jnp.float32 else None
+    partner = jnp.einsum("...A,AC->...C", x, matrix, precision=exact, preferred_element_type=jnp.float32)
+    y = (x.astype(jnp.float32) * cos + partner * sin).astype(x.dtype)
+    return y.swapaxes(1, 2) if heads_first else y
 
 
 def rotate_halves(x: jax.Array, table) -> jax.Array:
@@ -209,7 +210,7 @@ def rotate_halves(x: jax.Array, table) -> jax.Array:
         first, second = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([-second, first], axis=-1)
 
-    return _rotate(x, table, partner)
+    return _rotate(x, table, partner, heads_first=False)
 
 
 def rotate_neighbours(x: jax.Array, table) -> jax.Array:
@@ -219,7 +220,8 @@ def rotate_neighbours(x: jax.Array, table) -> jax.Array:
         even = np.arange(x.shape[-1]) % 2 == 0
         return jnp.where(even, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
 
-    return _rotate(x, table, partner)
+    # It copies less: up to 2% of what a step moves in memory. In the other parts some stages would copy more.
+    return _rotate(x, table, partner, heads_first=True)
 
 
 # What a layer keeps for its backward pass, by the names given with `checkpoint_name`. "attention" are
