@@ -56,9 +56,14 @@ class _Clock:
 
 
 def shown(source: str) -> str:
-    """A source as a sentence may have it: a URL without the name and the password that it may hold."""
+    """A source as a sentence may have it: a URL without the name, the password and the values of a query,
+    of which a token is one, that it may hold."""
     # A password may hold any sign, as it stands; what follows a port is none.
-    return re.sub(r"://(?:[^/@:]*:(?!\d+/).*|[^/@]*)@", "://***@", source)
+    named = re.sub(r"://(?:[^/@:]*:(?!\d+/).*|[^/@]*)@", "://***@", source)
+    address, mark, query = named.partition("?")
+    if "://" not in address:
+        return named
+    return address + mark + re.sub(r"([^&;=]+=)?[^&;]+", lambda found: f"{found[1] or ''}***", query)
 
 
 def _reason(error: Exception) -> str:

@@ -109,7 +109,22 @@ def test_a_camera_s_password_is_in_no_sentence(user):
     assert "cr" not in str(error.value)
 
 
-@pytest.mark.parametrize("source", ["https://host:80/live?at=a@b", "clips/who@host.mp4", "rtsp://host/@who"])
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("token=secret", "token=***"),
+        ("user=who&password=sec?ret&", "user=***&password=***&"),
+        ("secret", "***"),
+        ("a;key=se=cret", "***;key=***"),
+    ],
+)
+def test_the_values_of_a_query_are_in_no_sentence(query, said):
+    assert shown(f"https://host:80/live.m3u8?{query}") == f"https://host:80/live.m3u8?{said}"
+
+
+@pytest.mark.parametrize(
+    "source", ["https://host:80/live@b", "clips/what?a=b.mp4", "clips/who@host.mp4", "rtsp://host/@who"]
+)
 def test_what_is_no_password_is_shown(source):
     assert shown(source) == source
 
