@@ -54,10 +54,11 @@ def check(config: Config) -> None:
 def _ours(config: Config, part: str) -> Callable[[int], float | None]:
     import jax
 
-    from jepa_jax.sharding import make_mesh, shard_global_batch
+    from jepa_jax.sharding import check_batch, make_mesh, shard_global_batch
     from jepa_jax.timing import Step, model_part
 
     mesh = make_mesh(config.fsdp)
+    check_batch(config.batch_size, mesh)
     jax.set_mesh(mesh)
     batches = [synthetic.batch(config, seed) for seed in range(_BATCHES)]
     if part == "step":

@@ -1,10 +1,12 @@
 """Where a new run's parameters come from: converted parts, a converted model, or an earlier run."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jepa_jax import parts
 from jepa_jax.checkpoint import saved_identity
@@ -87,6 +89,8 @@ class Initial:
         if not self.config.loss.learnable_temperature:
             # A fixed one is the configuration's, not where an earlier stage's ended.
             new.pop("log_logit_scale", None)
+        if (scale := new.get("log_logit_scale")) is not None:
+            new["log_logit_scale"] = jnp.minimum(scale, math.log(self.config.loss.max_logit_scale))
 
         def replaced(tree):
             names = list(parts.flatten(tree))

@@ -280,7 +280,8 @@ def main(arguments: list[str]) -> int:
                 return 1
             pieces, compiled = found
             config = dataclasses.replace(config, micro_batches=pieces)
-    result = {"config": config.name, "topology": values.topology, "slices": values.slices, "fits": fits}
+    slices = len({getattr(d, "slice_index", 0) for d in devices})  # --chips may have cut some off
+    result = {"config": config.name, "topology": values.topology, "slices": slices, "fits": fits}
     result |= report(config, devices, chip, lengths, compiled)
     print_report(result)
     if not fits:

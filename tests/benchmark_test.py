@@ -153,6 +153,16 @@ def test_what_the_assembly_lacks_is_said_by_its_worker(tmp_path, capsys):
     assert "InfoNCE" in capsys.readouterr().err
 
 
+def test_a_batch_that_does_not_divide_is_said_by_the_worker(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch", reason="the comparison is with PyTorch, of the extra `convert`")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")  # of the worker, a process of its own
+    given = ["--config=tests/tiny_config.py", f"--out={tmp_path / 'found.json'}", "--compare=pytorch"]
+    assert flags.run(benchmark.main, [*given, "--config.fsdp=1", "--part=y_encoder"]) == 2
+    error = capsys.readouterr().err
+    assert "batch_size=8 is not a multiple of the 3 devices" in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("kind", "flops"), [("TPU v6 lite", 918e12), ("TPU7x", 2307e12 / 2), ("one of tomorrow", None)]
 )

@@ -122,11 +122,16 @@ def test_a_folder_that_is_nothing_is_refused(tmp_path):
         open_initial(run(c.InitConfig(model=str(tmp_path))), make_mesh(1))
 
 
-@pytest.mark.parametrize(("learnable", "expected"), [(True, 3.0), (False, np.log(1 / 0.07))])
-def test_a_fixed_temperature_is_the_run_s_own(learnable, expected, tmp_path):
+@pytest.mark.parametrize(
+    ("learnable", "largest", "expected"),
+    [(True, 100.0, 3.0), (True, 15.0, np.log(15)), (False, 100.0, np.log(1 / 0.07))],
+)
+def test_a_fixed_temperature_is_the_run_s_own_and_a_learned_one_within_its_bound(
+    learnable, largest, expected, tmp_path
+):
     theirs = earlier_run() | {"log_logit_scale": np.float32(3.0)}
     folder = write(tmp_path / "whole", theirs, "vl_jepa", tiny.run_config())
-    loss = c.LossConfig(learnable_temperature=learnable)
+    loss = c.LossConfig(learnable_temperature=learnable, max_logit_scale=largest)
     config = run(c.InitConfig(model=str(folder)), loss=loss)
     state = open_initial(config, make_mesh(1)).apply(tiny.state(config)[1])
     params = to_items(state)["params"]

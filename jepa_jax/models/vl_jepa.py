@@ -27,6 +27,11 @@ def normalise_frames(frames: jax.Array, dtype=jnp.float32) -> jax.Array:
 def unit(x: jax.Array) -> jax.Array:
     """L2-normalise the last axis in float32. A zero vector stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)
+    # Beyond 1e19 the squares overflow, and every vector would be zero. A factor changes no direction, so it
+    # has no gradient; its square may have no digits left.
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    shrink = jax.lax.stop_gradient(jax.lax.rsqrt(jnp.maximum(largest, 1.0)))
+    x = x * shrink * shrink
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))
 
 

@@ -93,6 +93,27 @@ def test_a_zero_vector_stays_zero_with_a_finite_gradient():
     assert np.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e18, 1e30, 3e38])
+def test_vectors_of_any_size_become_unit_vectors(size):
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 7))
+    by = np.random.default_rng(1).normal(size=x.shape)
+    # So that the gradient, which shrinks as the vector grows, keeps float32's digits.
+    weight = min(size, 1e30)
+    value, back = jax.vjp(unit, jnp.asarray(x * size, jnp.float32))
+    gradient = back(jnp.asarray(by * weight, jnp.float32))[0]
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    exact = x / length
+    tiny.assert_close(value, exact, 1e-6)
+    projected = (by - exact * (by * exact).sum(1, keepdims=True)) / length
+    tiny.assert_close(np.float64(gradient) * (size / weight), projected, 1e-5)
+
+
+@pytest.mark.parametrize("size", [np.inf, np.nan])
+def test_what_is_not_finite_stays_so(size):
+    """The run is stopped by it."""
+    assert not np.isfinite(unit(jnp.asarray([1.0, size]))).any()
+
+
 def test_frames_are_normalised_on_the_device_with_imagenet_s_constants():
     frames = tiny.pixels(2, 3, 5, 7, 3)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
