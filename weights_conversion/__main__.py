@@ -3,7 +3,8 @@
     python -m weights_conversion --source=SOURCE --out=DIR [--part=PART] [--layers=N] [--verify]
 
 SOURCE is a file, a folder, or a name on the Hugging Face hub. Nothing is written unless all of it
-fits. `--config.FIELD=VALUE` sets a field of the configuration that the source does not say.
+fits. `--config.FIELD=VALUE` sets a field of the configuration that the source does not say; of one that
+it does, a warning tells what it said.
 """
 
 import argparse
@@ -12,7 +13,18 @@ import sys
 from jepa_jax import flags
 from jepa_jax.places import PlaceError, check_savable
 from weights_conversion import convert, vjepa2
-from weights_conversion.sources import open_source
+from weights_conversion.sources import Source, open_source
+
+
+def _check_of(source: Source, values) -> None:
+    """Raise UsageError for a flag that says nothing of such a source."""
+    for flag, given, kinds in (
+        ("--encoder", values.encoder != "encoder", ("vjepa2_meta",)),
+        ("--x_encoder", values.x_encoder is not None, ("open_vljepa",)),
+        ("--no-dense-heads", not values.dense_heads, ("gemma3",)),
+    ):
+        if given and source.kind not in kinds:
+            raise flags.UsageError(f"{flag} is for sources of kind {kinds[0]}; this is {source.kind}")
 
 
 def main(arguments: list[str]) -> int:
@@ -45,6 +57,7 @@ def main(arguments: list[str]) -> int:
     convert.use_cpu()
     with convert.atomic_folder(out) as folder:
         source = open_source(values.source, encoder=values.encoder, x_encoder=values.x_encoder)
+        _check_of(source, values)
         conversion = convert.prepare(
             source,
             values.part,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import pathlib
 import shutil
@@ -24,6 +25,7 @@ from weights_conversion.files import sha256
 from weights_conversion.sources import Source
 from weights_conversion.tokenizers import write_tokenizer
 
+logger = logging.getLogger(__name__)
 # The part each kind of source becomes, and those it can become.
 PARTS = {
     "vjepa2": ("x_encoder",),
@@ -139,8 +141,17 @@ def _as_conversion_error() -> Iterator[None]:
         raise ConversionError(f"the source's configuration does not work: {error}") from error
 
 
+def _set(config, assignments: list[tuple[str, str]]):
+    """A configuration that its source tells in full, with fields set otherwise."""
+    was, config = flags.flatten(config), flags.override(config, assignments)
+    for name, value in flags.flatten(config).items():
+        if value != was.get(name):
+            logger.warning("--config.%s=%s, but the source says %s", name, value, was.get(name))
+    return config
+
+
 def _vjepa2(source: Source, assignments) -> Conversion:
-    config = flags.override(vjepa2.config_from(reference_config(source)), assignments)
+    config = _set(vjepa2.config_from(reference_config(source)), assignments)
     prefix = "vjepa2." if any(n.startswith("vjepa2.") for n in source.tensors.info) else ""
     names = [n.removeprefix(prefix) for n in source.tensors.info]
     rules, kept = (prefixed(table, theirs=prefix) for table in (vjepa2.rules(config), vjepa2.kept(names)))
@@ -170,6 +181,8 @@ def _llama(source: Source, part: str, layers: int | None, assignments) -> Conver
     else:
         whole, style, unused = llama.config_from_gguf(source.config, tensors), "gguf", llama.GGUF_UNUSED
     prefix = "model." if style == "hf" and any(n.startswith("model.") for n in tensors.info) else ""
+    if style == "hf" and part == "y_decoder":
+        llama.check_head(whole, tensors, prefix)
     total = whole.llama.layers
     if total > len(tensors.info):
         raise ConversionError(f"the source speaks of {total} layers and has {len(tensors.info)} tensors")
@@ -179,11 +192,13 @@ def _llama(source: Source, part: str, layers: int | None, assignments) -> Conver
     first = total - wanted
     config = dataclasses.replace(whole.llama, layers=wanted, causal=part == "y_decoder")
     head = whole.head if part == "y_decoder" else None
+    # Meta's params.json and a GGUF's metadata leave out some of it.
+    change = _set if style == "hf" else flags.override
     if part == "y_decoder":
-        whole = flags.override(LanguageModelConfig(llama=config, head=whole.head), assignments)
+        whole = change(LanguageModelConfig(llama=config, head=whole.head), assignments)
         config = whole.llama
     else:
-        config = flags.override(config, assignments)
+        config = change(config, assignments)
     rules = llama.rules(config, style, first_layer=first, prefix=prefix, head=head)
     dropped = llama.not_asked_for(style, prefix, first, with_head=part == "y_decoder", tied=head == "tied")
     return Conversion(
@@ -210,7 +225,7 @@ def _gemma(source: Source, dense_heads: bool, assignments) -> Conversion:
     if missing:
         raise ConversionError(f"the Dense head in {source.sentence.dense[missing[0]]} has no linear.weight")
     widths = [info[f"dense:{k}/linear.weight"].shape[0] for k in range(count)]
-    config = flags.override(gemma.config_from(reference_config(source), widths), assignments)
+    config = _set(gemma.config_from(reference_config(source), widths), assignments)
     prefix = "model." if any(n.startswith("model.") for n in info) else ""
     rules = gemma.rules(config, "hf", prefix=prefix) + gemma.dense_rules(count)
     unused = list(gemma.UNUSED)
@@ -223,7 +238,7 @@ def _bert(source: Source, assignments) -> Conversion:
     if source.sentence is not None and source.sentence.dense:
         raise ConversionError("a Dense head after a BERT is not built")
     pool = source.sentence.pool if source.sentence else "mean"
-    config = flags.override(bert.config_from(reference_config(source), pool), assignments)
+    config = _set(bert.config_from(reference_config(source), pool), assignments)
     names = source.tensors.info
     prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
     unused = bert.UNUSED + prefixed_unused(bert.UNUSED, prefix)

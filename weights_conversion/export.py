@@ -94,7 +94,7 @@ def open_weights(directory: epath.Path) -> tuple[list[Weights], dict[str, np.nda
     workdir, step = inference.find_run(directory)
     config = inference.run_config(workdir)
     template = abstract_state(config, make_mesh(devices=jax.local_devices()[:1]))[1]
-    _, params = inference.restore_run(workdir, step, config, to_items(template)["params"])
+    _, params, _ = inference.restore_run(workdir, step, config, to_items(template)["params"])
     arrays = {name: np.asarray(x) for name, x in parts.flatten(params).items()}
     found = [
         Weights(name, section, lambda path, name=name: arrays[f"{name}/{path}"])

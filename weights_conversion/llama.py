@@ -188,9 +188,19 @@ def config_from_meta(params: Mapping, tensors: Tensors) -> LanguageModelConfig:
 
 def _head(tensors: Tensors, output: str, embedding: str) -> str:
     """Whether the logits have weights of their own."""
-    if output not in tensors.info or tensors.info[output] != tensors.info[embedding]:
+    if output not in tensors.info or tensors.info[output] != tensors.info.get(embedding):
         return "tied" if output not in tensors.info else "own"
     return "tied" if np.array_equal(tensors.read(output), tensors.read(embedding)) else "own"
+
+
+def check_head(config: LanguageModelConfig, tensors: Tensors, prefix: str) -> None:
+    """Raise ConversionError where a config.json says that the weights of the logits are the token embedding,
+    and there are others."""
+    if config.head == "tied" and _head(tensors, "lm_head.weight", f"{prefix}embed_tokens.weight") == "own":
+        raise ConversionError(
+            "config.json says that lm_head.weight is the token embedding, and it is another matrix: set "
+            "tie_word_embeddings there to false, or take lm_head.weight out"
+        )
 
 
 def config_from_gguf(metadata: Mapping, tensors: Tensors) -> LanguageModelConfig:

@@ -167,6 +167,31 @@ def test_a_missing_shard(whole, tmp_path, refused):
     assert f"lacks 1 of its {len(list(source.glob('model-*'))) + 1} shards ({shard.name})" in refused(source)
 
 
+def test_a_head_that_is_said_to_be_tied_and_is_not(whole, tmp_path, refused):
+    source = copy(whole, "shards", tmp_path)
+    edit(source / "config.json", tie_word_embeddings=True)
+    assert "lm_head.weight is the token embedding, and it is another" in refused(source, "--part=y_decoder")
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "kind"),
+    [
+        ("shards", "--encoder=target_encoder", "vjepa2_meta; this is llama"),
+        ("bert", "--x_encoder=/x", "open_vljepa; this is bert"),
+        ("vitl.pt", "--no-dense-heads", "gemma3; this is vjepa2_meta"),
+    ],
+)
+def test_a_flag_of_another_kind_of_source(name, flag, kind, whole, refused):
+    said = one_line(refused(whole / name, flag))
+    assert f"{flag.split('=')[0]} is for sources of kind {kind}" in said
+
+
+def test_a_field_that_the_source_says_otherwise_is_told(whole, tmp_path, caplog):
+    given = [f"--source={whole / 'bert'}", f"--out={tmp_path / 'part'}", "--config.pool=first"]
+    assert flags.run(main, given) == 0
+    assert "--config.pool=first, but the source says mean" in caplog.text
+
+
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_tensor_in_two_shards(pickled, whole, tmp_path, refused):
     """As when one of them was left from another download."""

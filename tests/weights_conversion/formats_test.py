@@ -1,5 +1,6 @@
 """Every format of a source gives the numbers that the reference's own format gives."""
 
+import contextlib
 import json
 import pathlib
 
@@ -14,6 +15,9 @@ from safetensors.torch import load_file
 
 import jepa_jax
 from jepa_jax import flags, parts
+from jepa_jax.checkpoint import Checkpointer
+from jepa_jax.flags import config_to_json
+from jepa_jax.state import to_items
 from tests import tiny
 from tests.models import reference
 from tests.weights_conversion import folders
@@ -132,6 +136,25 @@ def test_an_export_in_shards_opens_all_the_same(tmp_path, monkeypatch):
     }
     _, report = transformers.LlamaModel.from_pretrained(back, output_loading_info=True)
     assert not any(report.values()), report
+
+
+def test_a_run_is_exported_as_it_was_trained(tmp_path):
+    config = tiny.run_config()
+    state = to_items(tiny.state(config)[1])
+    (tmp_path / "config.json").write_text(config_to_json(config))
+    with contextlib.closing(Checkpointer(tmp_path / "checkpoints", config.checkpoint)) as checkpointer:
+        checkpointer.save(3, state, {}, {"loss": 1.0})
+    back = way_back(tmp_path, tmp_path / "back")
+    params = {name: np.asarray(x) for name, x in parts.flatten(state["params"]).items()}
+    readers = {"x_encoder": transformers.VJEPA2Model, "predictor": transformers.LlamaModel}
+    for part, reader in readers.items():
+        again = parts.open_part(convert(back / part, tmp_path / part, f"--part={part}"))
+        assert again.config == getattr(config.model, part)
+        for name, x in again.read().items():
+            np.testing.assert_array_equal(x, params[f"{part}/{name}"], err_msg=name)
+        _, report = reader.from_pretrained(back / part, output_loading_info=True)
+        assert not report["unexpected_keys"], report
+    assert (way_back(tmp_path, tmp_path / "one", "--part=predictor") / "config.json").exists()
 
 
 def test_meta_s_vjepa2_is_hugging_face_s(tmp_path):
