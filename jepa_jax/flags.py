@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 from typing import TypeVar
@@ -163,8 +164,14 @@ def count(word: str) -> int:
     return number
 
 
+def _check_named(word: str) -> None:
+    if not word:
+        raise argparse.ArgumentTypeError("it is empty: is a variable of the shell not set?")
+
+
 def place(word: str) -> epath.Path:
     """A flag's value that is a work directory, here or in a bucket."""
+    _check_named(word)
     try:
         return places.place(word)
     except places.PlaceError as error:
@@ -173,6 +180,7 @@ def place(word: str) -> epath.Path:
 
 def local_path(word: str) -> pathlib.Path:
     """A flag's value that is a place to write to, on any file system of this machine."""
+    _check_named(word)
     if not places.is_local(word):
         raise argparse.ArgumentTypeError(
             f"{word} is in an object store: name a place on a disk, shared or not, or a bucket mounted as one"
@@ -196,15 +204,24 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
 
 
+def _at_home(found: re.Match) -> str:
+    return (found[1] or "") + os.path.expanduser("~")
+
+
 def parse(
     arguments: list[str], known: argparse.ArgumentParser
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """The flags of `known`, and the (path, text) pairs of `--config.PATH=TEXT`.
+    """The flags of `known`, and the (path, text) pairs of `--config.PATH=TEXT`. A value that begins with ~/
+    is in the home directory: of `--path=~/DIR` a shell leaves it as it is.
 
     Raises:
-      UsageError: an unknown flag, or one without a value.
+      UsageError: an unknown flag, or one without a value; the query alone may be an empty text.
     """
+    arguments = [re.sub(r"^(--[\w.-]+=)?~(?=/)", _at_home, word) for word in arguments]
     flags, rest = known.parse_known_args(arguments)
+    for name, value in vars(flags).items():
+        if value == "" and name != "query":
+            raise UsageError(f"--{name}= is empty: is a variable of the shell not set?")
     overrides = []
     words = iter(rest)
     for word in words:

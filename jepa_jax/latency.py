@@ -90,6 +90,10 @@ def main(arguments: list[str]) -> int:
     model = inference.load(values.checkpoint)
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models answer")
+    if not model.has_decoder:
+        raise flags.UsageError(
+            f"{values.checkpoint} has no decoder: python -m jepa_jax.train_decoder trains one"
+        )
     print(format_table(measure(model, values.rounds)))
     return 0
 

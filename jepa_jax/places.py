@@ -27,12 +27,15 @@ def place(path: epath.PathLike) -> epath.Path:
     """A work directory or a folder of weights; absolute where it is on this machine.
 
     Raises:
-      PlaceError: it is in another kind of store than `WRITABLE`, or that store cannot be reached.
+      PlaceError: it is a file, in another kind of store than `WRITABLE`, or that store cannot be reached.
     """
     text = os.fspath(path)
     if is_local(text):
         # Of --workdir=~/DIR a shell leaves the ~ as it is.
-        return epath.Path(os.path.abspath(os.path.expanduser(text)))
+        found = epath.Path(os.path.abspath(os.path.expanduser(text)))
+        if found.is_file():
+            raise PlaceError(f"{text} is a file: name a folder")
+        return found
     kind = text.partition("://")[0]
     if kind not in WRITABLE:
         raise PlaceError(

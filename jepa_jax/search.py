@@ -25,6 +25,7 @@ from jepa_jax.embeddings import table
 from jepa_jax.embeddings.collection import Collection, DatasetCollection, Item, LeftOut
 from jepa_jax.embeddings.table import Manifest, Row, Rows
 from jepa_jax.errors import encodable, printable
+from jepa_jax.evaluation.pictures import film_strip
 from jepa_jax.inference import Model
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def draw(path: pathlib.Path, text: str, hits: list[tuple[float, Row, np.ndarray]
         panel.axis("off")
     for rank, (panel, (score, row, frames)) in enumerate(zip(panels, hits, strict=False), 1):
         picked = frames[np.linspace(0, len(frames) - 1, min(shown, len(frames))).astype(int)]
-        panel.imshow(np.concatenate(list(picked), axis=1), interpolation="nearest")
+        panel.imshow(film_strip(picked), interpolation="nearest")
         said = row.metadata.get("texts")
         caption = f": {said[0]}" if said else ""
         title = printable(f"{rank}.  {score:.3f}  {row.name}{caption}")
@@ -127,11 +128,14 @@ def main(arguments: list[str]) -> int:
     hits = [(float(s), rows[int(p)]) for s, p in zip(scores[0], places[0], strict=True) if p >= 0]
     print(format_table(hits))
     print(f"{len(rows):,} videos searched in {1e3 * spent:.1f} ms")
-    with flags.as_usage_errors(ValueError):
-        where = {"dataset": manifest.dataset, "path": manifest.path, "split": manifest.split}
+    where = {"dataset": manifest.dataset, "path": manifest.path, "split": manifest.split}
+    try:
         collection = DatasetCollection(
             model.config, DatasetConfig(**where, data_dir=model.config.data.data_dir)
         )
+    except ValueError as error:
+        logger.warning("nothing is drawn, for the videos are not where they were embedded from: %s", error)
+        return 0
     items = [(score, row, read_again(collection, row)) for score, row in hits[:_DRAWN]]
     for _, _, item in items:
         if isinstance(item, LeftOut):

@@ -134,16 +134,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help=f"windows at a time; more for files {_DEFAULT}")
     online = parser.add_argument_group("as it comes")
     for field in dataclasses.fields(OnlineConfig):
-        online.add_argument(f"--{field.name}", type=field.type, default=field.default, help=_DEFAULT)
+        default = f"(default: {field.default})"
+        online.add_argument(f"--{field.name}", type=field.type, help=default)
     whole = parser.add_argument_group("the whole video")
     whole.add_argument("--offline", action="store_true", help="segments by clustering, once all is seen")
     whole.add_argument("--segments", type=int, metavar="N", help="at most so many")
-    whole.add_argument(
-        "--embedding", choices=("midpoint", "mean"), default="midpoint", help=f"of a segment {_DEFAULT}"
-    )
+    whole.add_argument("--embedding", choices=("midpoint", "mean"), help="of a segment (default: midpoint)")
     values = flags.parse_without_config(arguments, parser)
     if values.offline != (values.segments is not None):
         raise flags.UsageError("--offline and --segments=N go together")
+    if values.embedding is not None and not values.offline:
+        raise flags.UsageError("--embedding is of --offline, which is not given")
+    for field in dataclasses.fields(OnlineConfig):
+        if getattr(values, field.name) is None:
+            setattr(values, field.name, field.default)
+        elif values.offline:
+            raise flags.UsageError(f"--{field.name} is of watching as it comes, without --offline")
     for name in ("window", "step", "frames", "batch", "segments"):
         value = getattr(values, name)
         if value is not None and not 0 < value < math.inf:
@@ -182,7 +188,7 @@ def main(arguments: list[str]) -> int:
     stopped, status = None, 1
     try:
         if values.offline:
-            watch_offline(windows, values.segments, values.embedding, watch)
+            watch_offline(windows, values.segments, values.embedding or "midpoint", watch)
         else:
             watch_online(windows, OnlineDecoder(config, renewal), watch)
     except NoVideoError as error:

@@ -100,6 +100,8 @@ def test_fields_that_depend_on_each_other_change_together():
         ("eval.dataset", "{1: b'x'}", "eval.dataset=\"{1: b'x'}\": input should be an object"),
         ("model.predictor", "null", "model.predictor=None: input should be an object"),
         ("seed", "4294967296", "seed=4294967296: input should be less than 4294967296"),
+        ("data.path", "", "data.path='': string should have at least 1 character"),
+        ("init.model", "", "init.model='': string should have at least 1 character"),
         ("data.features", "cache", "is of frames, and data.features has visual tokens"),
     ],
 )
@@ -150,11 +152,18 @@ def test_the_shipped_demo_is_found_from_any_folder(tmp_path, monkeypatch):
         (["--workdir"], "expected one argument"),
         (["--config.steps"], "--config.steps needs a value"),
         (["--config.steps", "--workdir=x"], "--config.steps needs a value"),
+        (["--workdir="], "--workdir= is empty: is a variable of the shell not set?"),
+        (["--workdir", ""], "--workdir= is empty"),
+        (["--out="], "argument --out: it is empty"),
+        (["--place="], "argument --place: it is empty"),
+        ([f"--place={__file__}"], "flags_test.py is a file: name a folder"),
     ],
 )
 def test_a_bad_command_line_is_one_sentence(arguments, sentence, capsys):
     parser = flags.parser("test")
     parser.add_argument("--workdir")
+    parser.add_argument("--out", type=flags.local_path)
+    parser.add_argument("--place", type=flags.place)
     assert flags.run(lambda words: flags.parse(words, parser), arguments) == 2
     message = capsys.readouterr().err
     assert sentence in message
@@ -209,6 +218,14 @@ def test_the_tilde_that_a_shell_leaves_is_the_home(monkeypatch):
     for of_flag in (flags.place, flags.local_path):
         assert os.fspath(of_flag("~/runs/one")) == "/home/someone/runs/one"
         assert not os.fspath(of_flag("~nobody-of-this-name/runs")).startswith("/home/someone")
+    parser = flags.parser("test")
+    parser.add_argument("--path")
+    parser.add_argument("--query")
+    words = ["--path=~/videos", "--query=", "--config.data.path=~/more", "--config.init.model", "~/run"]
+    values, overrides = flags.parse(words, parser)
+    assert (values.path, values.query) == ("/home/someone/videos", "")
+    assert overrides == [("data.path", "/home/someone/more"), ("init.model", "/home/someone/run")]
+    assert flags.parse(["--query=a ~/b", "--path=~x/y"], parser)[0].path == "~x/y"
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

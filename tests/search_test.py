@@ -238,6 +238,22 @@ def test_a_clip_that_is_no_longer_in_its_place_is_not_drawn(commands, tmp_path, 
     assert "clip 46 is not drawn: the collection is not what it was" in caplog.text
 
 
+def test_where_the_videos_are_not_found_the_table_is_all(commands, tmp_path, monkeypatch, caplog):
+    """As from another folder than a relative --path is of."""
+    commands(*embedding(tmp_path / "of"))
+
+    def gone(*_):
+        raise ValueError("videos: no such folder")
+
+    monkeypatch.setattr(search, "DatasetCollection", gone)
+    out = tmp_path / "x.png"
+    status, printed = commands(search.main, "green", f"--index={tmp_path / 'of'}", f"--out={out}")
+    assert status == 0
+    assert "45 videos searched in" in printed.out
+    assert "nothing is drawn, for the videos are not where" in caplog.text
+    assert not out.exists()
+
+
 def test_no_more_are_drawn_than_a_picture_holds(commands, tmp_path, monkeypatch):
     commands(*embedding(tmp_path / "of"))
     read = []

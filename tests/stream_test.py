@@ -144,6 +144,8 @@ def test_what_cannot_be_watched_is_one_sentence(watch, folder, name, message):
     [
         (("--offline",), "--offline and --segments=N go together"),
         (("--segments=3",), "--offline and --segments=N go together"),
+        (("--embedding=mean",), "--embedding is of --offline, which is not given"),
+        (("--offline", "--segments=3", "--threshold=0.1"), "--threshold is of watching as it comes"),
         (("--window=0",), "--window=0.0 must be a number above 0"),
         (("--window=1e-9",), "window=1e-09 is too short: 4 frames in it are 4e+09 a second"),
         (("--window=inf",), "--window=inf must be a number above 0"),

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from jepa_jax.config.types import (
     OPTIONS,
     Fraction,
+    Name,
     NonNegative,
     Positive,
     Weight,
@@ -27,13 +28,13 @@ class FieldMap:
     those of columns, in tar shards extensions ("txt") or fields of the JSON.
     """
 
-    media: str | None = None
-    targets: str | None = None
-    query: str | None = None
-    kind: str | None = None
-    weight: str | None = None
-    start: str | None = None
-    end: str | None = None
+    media: Name | None = None
+    targets: Name | None = None
+    query: Name | None = None
+    kind: Name | None = None
+    weight: Name | None = None
+    start: Name | None = None
+    end: Name | None = None
 
 
 @dataclass(**OPTIONS)
@@ -48,10 +49,10 @@ class DatasetConfig:
     `pair_weights` as in `DataConfig`.
     """
 
-    dataset: str | None = None
-    path: str | None = None
-    split: str = "train"
-    data_dir: str | None = None
+    dataset: Name | None = None
+    path: Name | None = None
+    split: Name = "train"
+    data_dir: Name | None = None
     fields: FieldMap = FieldMap()
     weight: Weight = 1.0
     frames: Positive | None = None
@@ -95,18 +96,18 @@ class DataConfig:
     cannot be read; a share of such records above `max_bad_fraction` stops the run.
     """
 
-    dataset: str = "emoji_motion"
-    path: str | None = None
-    split: str = "train"
-    data_dir: str | None = None
+    dataset: Name = "emoji_motion"
+    path: Name | None = None
+    split: Name = "train"
+    data_dir: Name | None = None
     fields: FieldMap = FieldMap()
     mixture: tuple[DatasetConfig, ...] = ()
-    features: str | None = None
+    features: Name | None = None
     frames: Positive = 8
     resize: Positive | None = None
     length_buckets: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] = ((16, 16),)
-    query_tokenizer: str = "emoji_motion"
-    target_tokenizer: str = "emoji_motion"
+    query_tokenizer: Name = "emoji_motion"
+    target_tokenizer: Name = "emoji_motion"
     target_prefix: str = ""
     pair_weights: tuple[tuple[str, Weight], ...] = ()
     pairs_per_clip: Positive = 1

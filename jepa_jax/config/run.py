@@ -14,6 +14,7 @@ from jepa_jax.config.types import (
     Decay,
     Factor,
     Fraction,
+    Name,
     NonNegative,
     Positive,
     PositiveFloat,
@@ -134,7 +135,7 @@ class EvalConfig:
 
     dataset: DatasetConfig | None = None
     splits: tuple[str, ...] = ()
-    validation_split: str = "validation"
+    validation_split: Name = "validation"
     clips: Positive = 1024
     retrieval_clips: Positive = 256
     batch_size: Positive = 64
@@ -150,10 +151,10 @@ class InitConfig:
     training stage takes it.
     """
 
-    x_encoder: str | None = None
-    predictor: str | None = None
-    y_encoder: str | None = None
-    model: str | None = None
+    x_encoder: Name | None = None
+    predictor: Name | None = None
+    y_encoder: Name | None = None
+    model: Name | None = None
 
     def __post_init__(self):
         if self.model and (self.x_encoder or self.predictor or self.y_encoder):
@@ -171,7 +172,7 @@ class Config:
     tokens of a frozen X-Encoder are kept between the two passes with `keep_visual_tokens`.
     """
 
-    name: str
+    name: Name
     model: ModelConfig
     init: InitConfig = InitConfig()
     loss: LossConfig = LossConfig()

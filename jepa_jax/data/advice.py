@@ -59,8 +59,7 @@ class Advisor:
             return
         self._tell = False
         logger.warning(
-            "%.0f%% of the time goes into waiting for data: raise data.workers (or data.threads), or convert "
-            "the data to the size trained on: %s",
+            "%.0f%% of the time goes into waiting for data: raise data.workers (or data.threads), or "
+            "keep media no larger than they are trained on",
             100 * scalars["data_wait"],
-            CONVERT,
         )

@@ -8,6 +8,13 @@ from jepa_jax.places import save_figure
 RIGHT = "#2ca02c"
 
 
+def film_strip(frames: np.ndarray) -> np.ndarray:
+    """Frames side by side, white between them: [T, H, W, C] uint8 -> [H, about T x W, C]."""
+    gap = max(frames.shape[2] // 48, 1)
+    spaced = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(list(spaced), axis=1)[:, :-gap]
+
+
 def plot_retrieval(
     path: epath.Path,
     texts: list[str],
@@ -41,7 +48,7 @@ def plot_retrieval(
         for column in range(columns):
             clip = frames[found[row, column]][picked]
             panel = axes[row, column]
-            panel.imshow(np.concatenate(list(clip), axis=1), interpolation="nearest")
+            panel.imshow(film_strip(clip), interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             is_right = found[row, column] == right[row]
             for spine in panel.spines.values():

@@ -46,6 +46,17 @@ def test_the_picture_has_a_panel_for_all_that_is_known():
     assert bars.get_data().values.sum() == 59
 
 
+def test_every_split_fits_into_the_picture():
+    tallies = {"few": Tally(), "many": Tally()}
+    for split, count in (("few", 3), ("many", 500)):
+        for i in range(count):
+            media = Media(content=b"x" * (1 + i % 5), kind="image")
+            tallies[split].add(Record(name="a", media=media, pairs=()), 1, videos=False)
+    panel = plot_report(tallies, {}, "cats").axes[0]
+    assert panel.get_ylim()[0] == 0
+    assert panel.get_ylim()[1] >= max(bars.get_data().values.max() for bars in panel.patches) >= 100
+
+
 def test_a_picture_of_records_that_are_alike_still_has_a_scale():
     """Between no two round numbers lie spans of 3 s, media of 3 kB and texts of 40 letters."""
     tally = Tally()

@@ -101,13 +101,13 @@ def _parser():
         default = getattr(_DEFAULTS, name)
         add(f"--{name}", type=_whole(1), default=default, help=f"a record's limit (default: {default})")
     add("--max_bad_fraction", type=_fraction, default=_DEFAULTS.max_bad_fraction, help="of records left out")
-    add("--no_decode", default="", metavar="REASON", help="do not see whether media decode, and why not")
+    add("--no_decode", metavar="REASON", help="do not see whether media decode, and why not")
     add("--shards", type=_whole(1), help="files of a split (default: by size)")
     add("--remove_duplicate_texts", action="store_true", help="of equal texts the first stays")
     add("--rebalance", type=_whole(2), metavar="K", help="even out K clusters of texts (Action100M: 1000)")
     add("--cluster_size", type=_whole(1), help="of a cluster so many records stay (default: the mean)")
     add("--embedder", help="a run or converted text encoder for --rebalance (default: n-grams)")
-    add("--seed", type=int, default=0, help="of --rebalance")
+    add("--seed", type=int, help="of --rebalance (default: 0)")
     add("--runner", default=DIRECT_RUNNER, help="Beam's runner (default: this machine)")
     add("--workers", type=_whole(1), default=1, help="processes on this machine (default: 1)")
     add("--beam_option", action="append", default=[], metavar="NAME=VALUE", help="for the runner")
@@ -129,7 +129,9 @@ def _check(values) -> None:
             raise flags.UsageError(f"--splits={values.splits!r}: {split!r} is no name of a split")
     if len(set(values.splits.split(","))) < len(values.splits.split(",")):
         raise flags.UsageError(f"--splits={values.splits!r} names a split twice")
-    for flag in ("cluster_size", "embedder"):
+    if values.data_dir is not None and values.dataset is None:
+        raise flags.UsageError("--data_dir is of --dataset=TFDS_NAME, which is not given")
+    for flag in ("cluster_size", "embedder", "seed"):
         if getattr(values, flag) is not None and values.rebalance is None:
             raise flags.UsageError(f"--{flag} is of --rebalance=K, which is not given")
     if values.runner != DIRECT_RUNNER and values.workers != 1:
@@ -182,12 +184,12 @@ def main(arguments: list[str]) -> int:
     options = Options(
         limits=limits,
         shards=values.shards,
-        not_decoded=values.no_decode,
+        not_decoded=values.no_decode or "",
         remove_duplicate_texts=values.remove_duplicate_texts,
         rebalance=values.rebalance,
         cluster_size=values.cluster_size,
         embedder=values.embedder or "",
-        seed=values.seed,
+        seed=values.seed or 0,
     )
     embed = None if values.embedder is None else ModelEmbedder(values.embedder)
     folder = values.out.absolute() / values.name / values.version
@@ -203,7 +205,8 @@ def main(arguments: list[str]) -> int:
                 max_bad_fraction=values.max_bad_fraction,
             )
     except (TooManyBadRecordsError, WorkerDiedError, OSError) as error:
-        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if folder.is_dir() else ""
+        print(f"error: {error}{goes_on}", file=sys.stderr)
         return 1
     _print(report, folder)
     return 0

@@ -110,6 +110,7 @@ def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], titl
         label, write = _PANELS[name]
         for colour, (split, tally) in zip(_COLOURS, tallies.items(), strict=False):
             _draw(panel, tally.histograms[name], split, colour, write, alone=len(tallies) == 1)
+        panel.set_ylim(bottom=0)  # when all are drawn: it ends the fitting of the axis
         panel.set_xscale("log")
         low, high = panel.get_xlim()
         candidates = _SECONDS if name == "duration_seconds" else _ONE_TWO_FIVE
@@ -147,7 +148,6 @@ def _draw(panel, histogram: Histogram, split: str, colour: str, write, *, alone:
         panel.annotate(
             "\n".join(words), (0.99, 0.97), xycoords="axes fraction", fontsize=8, ha="right", va="top"
         )
-    panel.set_ylim(bottom=0)
 
 
 def _draw_clusters(panel, clusters: Mapping[str, dict]) -> None:

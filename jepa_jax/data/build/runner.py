@@ -14,6 +14,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from jepa_jax.data.build import DIRECT_RUNNER
 from jepa_jax.data.build.layout import BuildError
 
+logger = logging.getLogger(__name__)
+
 
 class WorkerDiedError(RuntimeError):
     """A worker process ended by itself, or was killed, as for want of memory."""
@@ -39,6 +41,16 @@ class BeamRunner:
         self._options = [*(direct if runner == DIRECT_RUNNER else ()), *options]
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
+    def _check_known(self, options: PipelineOptions) -> None:
+        """Raise ValueError for options that Beam itself does not know: it would go on without them. Other
+        runners may have some of their own."""
+        everything = options.get_all_options(retain_unknown_options=True)
+        unknown = ", ".join(sorted(everything.keys() - options.get_all_options().keys()))
+        if unknown and isinstance(self._runner, FnApiRunner):
+            raise ValueError(f"there is no {unknown}")
+        if unknown:
+            logger.warning("Beam itself does not know these options: %s", unknown)
+
     def __call__(self, function: Callable[[int], None], shards: Sequence[int]) -> None:
         """Call a function, which goes to the workers by pickle, with each shard.
 
@@ -51,6 +63,7 @@ class BeamRunner:
             return
         try:
             options = PipelineOptions(self._options)
+            self._check_known(options)
             pipeline = beam.Pipeline(runner=self._runner, options=options)
         except (ValueError, SystemExit) as error:
             raise BuildError(f"Beam refuses its options: {error}") from error

@@ -7,7 +7,7 @@ from jepa_jax.data.records import Limits, Source
 from jepa_jax.data.schema import is_built
 from jepa_jax.data.sources.array_record import ArrayRecordSource
 from jepa_jax.data.sources.built import BuiltSource
-from jepa_jax.data.sources.files import IMAGES, VIDEOS, extension, listing, of_split
+from jepa_jax.data.sources.files import IMAGES, VIDEOS, extension, listing, of_split, told_folders
 from jepa_jax.data.sources.manifest import EXTENSIONS, FolderSource, ManifestSource
 from jepa_jax.data.sources.tar import TarSource
 from jepa_jax.data.sources.tfds import INFO, TfdsSource, builder_by_name, builder_of_folder
@@ -19,7 +19,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 ARRAY_RECORDS = (".array_record", ".arrayrecord")
 
 
-def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
+def open_source(dataset: DatasetConfig, limits: Limits, *, texts: bool = True) -> Source:
     """The records of a dataset's split.
 
     A `dataset` is one of TFDS, built first where it is not there yet. A `path` is, by what is found in it:
@@ -29,23 +29,29 @@ def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     that is called as the split is gone into; else files belong to the split that their names begin with,
     and to "train" if none says a split; media files are of a split by their folder alone.
 
+    Args:
+      texts: media files without a text beside them are left out; else they are records without pairs.
+
     Raises:
       ValueError: there is no such dataset, folder, split or field, or nothing in it can be read, or the
         package that reads its object store is not installed.
     """
     try:
-        return _open(dataset, limits)
+        return _open(dataset, limits, texts)
     except ImportError as error:
         # fsspec's, and it names the package.
         extra = " (pip install 'jepa_jax[gcs]')" if (dataset.path or "").startswith("gs://") else ""
         raise ValueError(f"{dataset.label}: {error}{extra}") from error
 
 
-def _open(dataset: DatasetConfig, limits: Limits) -> Source:
+def _open(dataset: DatasetConfig, limits: Limits, texts: bool) -> Source:
     if dataset.path is None:
         builder = builder_by_name(dataset)
         return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label)
-    path = epath.Path(dataset.path)
+    try:
+        path = epath.Path(dataset.path)
+    except KeyError as error:  # of a scheme that is no file system's
+        raise ValueError(f"{dataset.label} is on no disk and in no bucket: download it first") from error
     if (path / INFO).exists():
         return _open_prepared(path, dataset, limits)
     if path.is_file():
@@ -53,13 +59,14 @@ def _open(dataset: DatasetConfig, limits: Limits) -> Source:
         if extension(path.name) in IMAGES + VIDEOS:  # its text is beside it
             names = [f"{path.name.rpartition('.')[0]}.{kind}" for kind in ("txt", "TXT")]
             files += [path.parent / name for name in names if (path.parent / name).exists()][:1]
-        source = _open_files(path.parent, files, dataset.split, dataset, limits)
+        source = _open_files(path.parent, files, dataset.split, dataset, limits, texts)
     else:
-        source = _open_folder(path, dataset.split, dataset, limits)
+        source = _open_folder(path, dataset.split, dataset, limits, texts)
     if source is None:
+        inside = "" if path.is_file() else told_folders(listing(path))
         raise ValueError(
             f"{dataset.label}: it holds no dataset_info.json, manifest (.jsonl, .csv, .parquet), tar shards, "
-            "ArrayRecord files, or media with texts beside them"
+            f"ArrayRecord files, or media with texts beside them{inside}"
         )
     return source
 
@@ -74,7 +81,7 @@ def _open_prepared(path: epath.Path, dataset: DatasetConfig, limits: Limits) -> 
 
 
 def _open_folder(
-    folder: epath.Path, split: str | None, dataset: DatasetConfig, limits: Limits
+    folder: epath.Path, split: str | None, dataset: DatasetConfig, limits: Limits, texts: bool
 ) -> Source | None:
     """The source of a split in a folder, or of a folder that is a split (None). None for no source."""
     paths = listing(folder)
@@ -84,10 +91,10 @@ def _open_folder(
         if found := [path for path in manifests if path.name.rpartition(".")[0] in names]:
             return ManifestSource(_only(found, dataset.label), dataset.fields, limits)
     if split is not None and (folder / split).is_dir():
-        source = _open_folder(folder / split, None, dataset, limits)
+        source = _open_folder(folder / split, None, dataset, limits, texts)
         if source is not None:
             return source
-    return _open_files(folder, paths, split, dataset, limits)
+    return _open_files(folder, paths, split, dataset, limits, texts)
 
 
 def _open_files(
@@ -96,6 +103,7 @@ def _open_files(
     split: str | None,
     dataset: DatasetConfig,
     limits: Limits,
+    texts: bool,
 ) -> Source | None:
     """The source that files of a folder are, by what there is. None for no source."""
 
@@ -119,7 +127,7 @@ def _open_files(
                 f"{label}: it holds media files with texts beside them, which have no fields: set none, or "
                 "name the texts in a manifest (.jsonl, .csv, .parquet)"
             )
-        return FolderSource(folder, paths, limits)
+        return FolderSource(folder, paths, limits, texts=texts)
     return None
 
 

@@ -33,6 +33,18 @@ def listing(folder: epath.Path) -> list[epath.Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def told_folders(paths: Sequence[epath.Path]) -> str:
+    """What a sentence about files adds of the folders beside them, which are not gone into: "" where there
+    are none but those of splits. A name with a dot is taken for a file's: in an object store, to ask is a
+    request."""
+    splits = ("train", *OTHER_SPLITS)
+    found = [
+        path.name for path in paths if "." not in path.name and path.name not in splits and path.is_dir()
+    ]
+    more = ", ..." if len(found) > 3 else ""
+    return f"; its folders ({', '.join(found[:3])}{more}) are not gone into" if found else ""
+
+
 def belongs(name: str, split: str) -> bool:
     """Whether a file's name begins with a split's: "train.jsonl", "train-00001.tar", but not "trains"."""
     return re.match(re.escape(split) + r"([^a-zA-Z]|$)", name) is not None

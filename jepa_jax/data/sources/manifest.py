@@ -1,6 +1,7 @@
 """A manifest of texts and the media files it names, or media files each with a text file beside it."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 from etils import epath
@@ -23,11 +24,13 @@ from jepa_jax.data.sources.files import (
     find_file,
     media_file,
     sizes_of,
+    told_folders,
 )
 from jepa_jax.data.sources.selection import Kept, key_hash, with_equal_hashes
 from jepa_jax.data.sources.tables import Parquet, Table, open_table
 from jepa_jax.places import is_local
 
+logger = logging.getLogger(__name__)
 EXTENSIONS = ("jsonl", "csv", "parquet")
 # Rows with a field of this name are records with a key of their own.
 KEY = "key"
@@ -94,38 +97,49 @@ class ManifestSource:
 
 class FolderSource:
     """KEY.mp4 (or another video or image) with its caption in KEY.txt. An image called as a video is that
-    one's thumbnail, and no record.
+    one's thumbnail, and no record. What is in folders inside is none either, which is told.
+
+    Args:
+      texts: media without a text are left out; else they are records without pairs.
 
     Raises:
       ValueError: no media file has a text beside it.
     """
 
-    def __init__(self, folder: epath.Path, paths: Sequence[epath.Path], limits: Limits):
+    def __init__(
+        self, folder: epath.Path, paths: Sequence[epath.Path], limits: Limits, *, texts: bool = True
+    ):
         self._folder, self._limits = folder, limits
         found = [(path.name, extension(path.name), path.name.rpartition(".")[0]) for path in paths]
-        texts = {key: name for name, kind, key in found if kind == "txt"}
+        beside = {key: name for name, kind, key in found if kind == "txt"}
         videos = {key for _, kind, key in found if kind in VIDEOS}
         self._names: list[str] = []
-        self._texts: list[str] = []
+        self._texts: list[str | None] = []
         skipped, seen = [], set()
         for name, kind, key in found:
             if kind not in VIDEOS and (kind not in IMAGES or key in videos):
                 continue
-            if key not in texts:
+            if texts and key not in beside:
                 skipped.append(BadRecordError("text empty", name, f"no {key}.txt"))
             elif key in seen:
                 skipped.append(BadRecordError("key not unique", name, key))
             else:
                 self._names.append(name)
-                self._texts.append(texts[key])
+                self._texts.append(beside.get(key))
             seen.add(key)
-        skipped += [BadRecordError("media missing", texts[key]) for key in sorted(texts.keys() - seen)]
+        skipped += [BadRecordError("media missing", beside[key]) for key in sorted(beside.keys() - seen)]
+        inside = told_folders(paths)
         if not self._names:
-            raise ValueError(f"{folder}: no media file has its text beside it (KEY.txt beside KEY.mp4)")
+            raise ValueError(
+                f"{folder}: no media file has its text beside it (KEY.txt beside KEY.mp4){inside}"
+            )
+        if inside:
+            logger.warning("%s: media files of it alone are read%s", folder, inside)
         self.skipped = tuple(skipped)
         self.identity = f"folder of {len(self._names)} files {digest(self._names)}"
         if is_local(folder):  # elsewhere every size is a request
-            self.identity += f" {digest(sizes_of([folder / name for name in self._names + self._texts]))}"
+            files = self._names + [name for name in self._texts if name is not None]
+            self.identity += f" {digest(sizes_of([folder / name for name in files]))}"
 
     def __len__(self) -> int:
         return len(self._names)
@@ -136,8 +150,10 @@ class FolderSource:
         return Record(name=name, media=Media(content=path), pairs=self.pairs(index))
 
     def pairs(self, index: int) -> tuple[Pair, ...]:
-        name = self.name(index)
-        path, size = find_file(self._folder, self._texts[index], name)
+        name, text = self.name(index), self._texts[index]
+        if text is None:
+            return ()
+        path, size = find_file(self._folder, text, name)
         if size > 4 * self._limits.max_text_characters:
             raise BadRecordError("text too long", name, f"{size} bytes")
         return (Pair(query="", targets=(text_of(path.read_bytes(), name, self._limits),)),)

@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 from etils import epath
 
+from jepa_jax.config import DatasetConfig
 from jepa_jax.data.records import Pair
-from jepa_jax.data.sources import tables
+from jepa_jax.data.sources import open_source, tables
 
 from .making import LIMITS, cause_of, opened, png, skipped_causes, write
 
@@ -350,6 +351,37 @@ def test_media_are_of_a_split_by_their_folder(tmp_path):
         opened(folder, split="val")
     write(folder / "val", c__png=png(), c__txt="c")
     assert [opened(folder, split="val").name(0), len(opened(folder))] == ["c.png", 2]
+
+
+def test_media_in_folders_inside_are_told_of(tmp_path, caplog):
+    folder = write(epath.Path(tmp_path) / "of", a__mp4=b"a", a__txt="a")
+    write(folder / "val", b__mp4=b"b", b__txt="b")
+    assert len(opened(folder)) == 1
+    assert not caplog.text
+    write(folder / "cats", c__mp4=b"c", c__txt="c")
+    assert len(opened(folder)) == 1
+    assert "its folders (cats) are not gone into" in caplog.text
+    write(epath.Path(tmp_path) / "in" / "dogs", c__mp4=b"c", c__txt="c")
+    with pytest.raises(ValueError, match=r"texts beside them; its folders \(dogs\) are not gone into"):
+        opened(tmp_path / "in")
+
+
+def test_media_need_no_texts_where_none_are_wanted(tmp_path):
+    folder = write(epath.Path(tmp_path), a__mp4=b"a", b__mp4=b"b", b__txt="two", c__txt="gone")
+    source = open_source(DatasetConfig(path=str(folder)), LIMITS, texts=False)
+    assert [(source.name(i), source.pairs(i)) for i in range(2)] == [
+        ("a.mp4", ()),
+        ("b.mp4", (Pair(query="", targets=("two",)),)),
+    ]
+    assert source[0].pairs == ()
+    assert skipped_causes(source) == ["media missing"]
+    assert source.identity != opened(folder).identity
+
+
+@pytest.mark.parametrize("path", ["http://host/clips", "https://host/a.mp4"])
+def test_a_place_of_the_web_is_one_sentence(path):
+    with pytest.raises(ValueError, match=f"^{path}.* is on no disk and in no bucket: download it first$"):
+        opened(path)
 
 
 def test_fields_of_a_folder_of_media_are_refused(tmp_path):
