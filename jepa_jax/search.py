@@ -59,9 +59,9 @@ def format_table(hits: list[tuple[float, Row]]) -> str:
     width = max(map(len, names))
     lines = []
     for rank, (name, (score, row)) in enumerate(zip(names, hits, strict=True), 1):
-        said = row.metadata.get("texts") or row.metadata
+        said = row.metadata.get("texts") or row.metadata or ""
         first = said[0] if isinstance(said, list) else str(said)
-        lines.append(f"{rank:4}  {score:6.3f}  {name.ljust(width)}  {printable(first)}")
+        lines.append(f"{rank:4}  {score:6.3f}  {name.ljust(width)}  {printable(first)}".rstrip())
     return "\n".join(lines)
 
 

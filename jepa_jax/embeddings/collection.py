@@ -63,7 +63,7 @@ class DatasetCollection:
         except BadRecordError as error:
             return LeftOut(error.name, f"{error.cause} ({error.detail})" if error.detail else error.cause)
         texts = [target for pair in record.pairs for target in pair.targets]
-        return Item(record.name, frames, {**record.metadata, "texts": texts})
+        return Item(record.name, frames, {**record.metadata, **({"texts": texts} if texts else {})})
 
 
 def read_ahead(collection: Collection, rows: Sequence[int], threads: int) -> Iterator[Item | LeftOut]:
