@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", default=environ("JAX_COORDINATOR_ADDRESS"))
     group.add_argument("--processes", type=int, metavar="N", default=environ("JAX_NUM_PROCESSES"))
     group.add_argument("--process", type=int, metavar="I", default=environ("JAX_PROCESS_ID"))
-    group.add_argument("--heartbeat", type=int, metavar="SECONDS", default=100, help="until a host is lost")
+    group.add_argument(
+        "--heartbeat", type=flags.count, metavar="SECONDS", default=100, help="until a host is lost"
+    )
 
 
 def on_a_cluster(environ: Mapping[str, str]) -> bool:

@@ -204,6 +204,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
 
 
+# Arguments that go to the model: it may well be asked nothing.
+_TEXTS = ("query", "text")
+
+
 def _at_home(found: re.Match) -> str:
     return (found[1] or "") + os.path.expanduser("~")
 
@@ -215,12 +219,12 @@ def parse(
     is in the home directory: of `--path=~/DIR` a shell leaves it as it is.
 
     Raises:
-      UsageError: an unknown flag, or one without a value; the query alone may be an empty text.
+      UsageError: an unknown flag, or one without a value, which texts for the model alone may be.
     """
     arguments = [re.sub(r"^(--[\w.-]+=)?~(?=/)", _at_home, word) for word in arguments]
     flags, rest = known.parse_known_args(arguments)
     for name, value in vars(flags).items():
-        if value == "" and name != "query":
+        if value == "" and name not in _TEXTS:
             raise UsageError(f"--{name}= is empty: is a variable of the shell not set?")
     overrides = []
     words = iter(rest)

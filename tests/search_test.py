@@ -292,9 +292,14 @@ def test_an_unfinished_collection_and_another_model_are_refused(commands, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--top=0"], "--top: at least 1"), ([], "the text is empty")]
+    ("text", "arguments", "message"),
+    [
+        ("red", ["--top=0"], "--top: at least 1"),
+        (" ", [], "nothing to look for: the text is empty"),
+        ("", [], "nothing to look for: the text is empty"),
+    ],
 )
-def test_searches_that_make_no_sense_are_refused(commands, arguments, message):
-    status, printed = commands(search.main, " " if not arguments else "red", "--index=x", *arguments)
+def test_searches_that_make_no_sense_are_refused(commands, text, arguments, message):
+    status, printed = commands(search.main, text, "--index=x", *arguments)
     assert status == 2
     assert message in printed.err

@@ -343,9 +343,29 @@ def atomic_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
+def _finite(name: str, array: LazyArray) -> LazyArray:
+    """The same array; reading it raises ConversionError where it holds NaN or infinite numbers."""
+
+    def read():
+        value = array.read()
+        if wrong := value.size - np.count_nonzero(np.isfinite(value)):
+            raise ConversionError(
+                f"{name}: {wrong:,} of {value.size:,} numbers are NaN or infinite; download the source "
+                "again, or take one from before its training failed"
+            )
+        return value
+
+    return dataclasses.replace(array, read=read)
+
+
 def write(conversion: Conversion, folder: pathlib.Path, origin: Mapping[str, Any]) -> None:
-    """Write a part into a folder: arrays one at a time, kept tensors, tokenizer, `part.json`."""
+    """Write a part into a folder: arrays one at a time, kept tensors, tokenizer, `part.json`.
+
+    Raises:
+      ConversionError: numbers of an array are not finite.
+    """
     arrays, kept = arrays_of(conversion)
+    arrays = {name: _finite(name, array) for name, array in arrays.items()}
     parts.write(
         folder,
         conversion.part,

@@ -194,7 +194,7 @@ class Config:
         if self.data.features and self.optim.factors.x_encoder:
             raise ValueError(
                 f"data.features are the tokens of a frozen X-Encoder, but optim.factors.x_encoder="
-                f"{self.optim.factors.x_encoder} trains it: set that to 0, or leave data.features out"
+                f"{self.optim.factors.x_encoder} trains it: set that to 0, or read frames"
             )
         learns = self.optim.factors.y_encoder or (self.model.y_projection and self.optim.factors.heads)
         if self.loss.can_collapse and learns:

@@ -167,6 +167,20 @@ def test_a_missing_shard(whole, tmp_path, refused):
     assert f"lacks 1 of its {len(list(source.glob('model-*'))) + 1} shards ({shard.name})" in refused(source)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(number, whole, tmp_path, refused):
+    source = copy(whole, "bert", tmp_path)
+    file = source / "model.safetensors"
+    tensors = safetensors.torch.load(file.read_bytes())
+    tensors["embeddings.word_embeddings.weight"][3, :2] = number
+    safetensors.torch.save_file(tensors, file)
+    said = one_line(refused(source))
+    assert "token_embedding" in said
+    assert (
+        f"2 of {tensors['embeddings.word_embeddings.weight'].numel():,} numbers are NaN or infinite" in said
+    )
+
+
 def test_a_head_that_is_said_to_be_tied_and_is_not(whole, tmp_path, refused):
     source = copy(whole, "shards", tmp_path)
     edit(source / "config.json", tie_word_embeddings=True)
