@@ -58,7 +58,8 @@ class Initial:
         return str(known)
 
     def apply(self, state: TrainState, tokenizers: str | None = None) -> TrainState:
-        """The state of a new run with the parameters that `config.init` names in their places.
+        """The state of a new run with the parameters that `config.init` names in their places, a learned
+        temperature within the run's own bound.
 
         Args:
           tokenizers: `identity_of` the new run's, where it has texts. An earlier run that had others is told

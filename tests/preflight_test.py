@@ -177,6 +177,17 @@ def test_of_a_mixture_the_longest_clips_count(monkeypatch, tmp_path):
     assert seen == [12]
 
 
+@pytest.mark.parametrize(("more", "slices"), [((), 3), (("--chips=4",), 1), (("--chips=8",), 2)])
+def test_the_slices_are_those_that_are_compiled_for(more, slices, monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight, "compile_within", lambda *_: None)
+    monkeypatch.setattr(preflight, "report", lambda *_: {})
+    monkeypatch.setattr(preflight, "print_report", lambda _: None)
+    out = tmp_path / "found.json"
+    given = [f"--config={CONFIG}", "--topology=v5e:2x2", "--slices=3", f"--out={out}", *more]
+    assert preflight.main(given) == 0
+    assert json.loads(out.read_text())["slices"] == slices
+
+
 def test_a_step_that_the_compiler_cannot_do_is_one_sentence(monkeypatch, capsys):
     class Lowered:
         def compile(self, compiler_options):

@@ -18,13 +18,13 @@ from weights_conversion.sources import Source, open_source
 
 def _check_of(source: Source, values) -> None:
     """Raise UsageError for a flag that says nothing of such a source."""
-    for flag, given, kinds in (
-        ("--encoder", values.encoder != "encoder", ("vjepa2_meta",)),
-        ("--x_encoder", values.x_encoder is not None, ("open_vljepa",)),
-        ("--no-dense-heads", not values.dense_heads, ("gemma3",)),
+    for flag, given, kind in (
+        ("--encoder", values.encoder != "encoder", "vjepa2_meta"),
+        ("--x_encoder", values.x_encoder is not None, "open_vljepa"),
+        ("--no-dense-heads", not values.dense_heads, "gemma3"),
     ):
-        if given and source.kind not in kinds:
-            raise flags.UsageError(f"{flag} is for sources of kind {kinds[0]}; this is {source.kind}")
+        if given and source.kind != kind:
+            raise flags.UsageError(f"{flag} is for sources of kind {kind}; this is {source.kind}")
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from jepa_jax.config.types import (
     OPTIONS,
     Fraction,
-    Name,
+    NonEmpty,
     NonNegative,
     Positive,
     Weight,
@@ -28,13 +28,13 @@ class FieldMap:
     those of columns, in tar shards extensions ("txt") or fields of the JSON.
     """
 
-    media: Name | None = None
-    targets: Name | None = None
-    query: Name | None = None
-    kind: Name | None = None
-    weight: Name | None = None
-    start: Name | None = None
-    end: Name | None = None
+    media: NonEmpty | None = None
+    targets: NonEmpty | None = None
+    query: NonEmpty | None = None
+    kind: NonEmpty | None = None
+    weight: NonEmpty | None = None
+    start: NonEmpty | None = None
+    end: NonEmpty | None = None
 
 
 @dataclass(**OPTIONS)
@@ -49,10 +49,10 @@ class DatasetConfig:
     `pair_weights` as in `DataConfig`.
     """
 
-    dataset: Name | None = None
-    path: Name | None = None
-    split: Name = "train"
-    data_dir: Name | None = None
+    dataset: NonEmpty | None = None
+    path: NonEmpty | None = None
+    split: NonEmpty = "train"
+    data_dir: NonEmpty | None = None
     fields: FieldMap = FieldMap()
     weight: Weight = 1.0
     frames: Positive | None = None
@@ -96,18 +96,18 @@ class DataConfig:
     cannot be read; a share of such records above `max_bad_fraction` stops the run.
     """
 
-    dataset: Name = "emoji_motion"
-    path: Name | None = None
-    split: Name = "train"
-    data_dir: Name | None = None
+    dataset: NonEmpty = "emoji_motion"
+    path: NonEmpty | None = None
+    split: NonEmpty = "train"
+    data_dir: NonEmpty | None = None
     fields: FieldMap = FieldMap()
     mixture: tuple[DatasetConfig, ...] = ()
-    features: Name | None = None
+    features: NonEmpty | None = None
     frames: Positive = 8
     resize: Positive | None = None
     length_buckets: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] = ((16, 16),)
-    query_tokenizer: Name = "emoji_motion"
-    target_tokenizer: Name = "emoji_motion"
+    query_tokenizer: NonEmpty = "emoji_motion"
+    target_tokenizer: NonEmpty = "emoji_motion"
     target_prefix: str = ""
     pair_weights: tuple[tuple[str, Weight], ...] = ()
     pairs_per_clip: Positive = 1

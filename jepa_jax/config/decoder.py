@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from jepa_jax.config.model import LlamaConfig
 from jepa_jax.config.run import CheckpointConfig, OptimizerConfig
-from jepa_jax.config.types import OPTIONS, Factor, Name, NonNegative, Positive, Remat, Seed, Weight
+from jepa_jax.config.types import OPTIONS, Factor, NonEmpty, NonNegative, Positive, Remat, Seed, Weight
 
 
 @dataclass(**OPTIONS)
@@ -23,11 +23,11 @@ class DecoderConfig:
     the checkpoint of the run whose embeddings are decoded; None is its last.
     """
 
-    name: Name
+    name: NonEmpty
     llama: LlamaConfig
     head: Literal["tied", "own"] = "tied"
-    init: Name | None = None
-    tokenizer: Name = "emoji_motion"
+    init: NonEmpty | None = None
+    tokenizer: NonEmpty = "emoji_motion"
     prefix_tokens: Positive = 4
     max_length: Positive = 32
     noise: Factor = 1.0

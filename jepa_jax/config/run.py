@@ -14,7 +14,7 @@ from jepa_jax.config.types import (
     Decay,
     Factor,
     Fraction,
-    Name,
+    NonEmpty,
     NonNegative,
     Positive,
     PositiveFloat,
@@ -135,7 +135,7 @@ class EvalConfig:
 
     dataset: DatasetConfig | None = None
     splits: tuple[str, ...] = ()
-    validation_split: Name = "validation"
+    validation_split: NonEmpty = "validation"
     clips: Positive = 1024
     retrieval_clips: Positive = 256
     batch_size: Positive = 64
@@ -151,10 +151,10 @@ class InitConfig:
     training stage takes it.
     """
 
-    x_encoder: Name | None = None
-    predictor: Name | None = None
-    y_encoder: Name | None = None
-    model: Name | None = None
+    x_encoder: NonEmpty | None = None
+    predictor: NonEmpty | None = None
+    y_encoder: NonEmpty | None = None
+    model: NonEmpty | None = None
 
     def __post_init__(self):
         if self.model and (self.x_encoder or self.predictor or self.y_encoder):
@@ -172,7 +172,7 @@ class Config:
     tokens of a frozen X-Encoder are kept between the two passes with `keep_visual_tokens`.
     """
 
-    name: Name
+    name: NonEmpty
     model: ModelConfig
     init: InitConfig = InitConfig()
     loss: LossConfig = LossConfig()

@@ -11,7 +11,7 @@ OPTIONS = {
     "kw_only": True,
     "config": ConfigDict(extra="forbid", strict=True, validate_default=False),
 }
-Name = Annotated[str, Field(min_length=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -9,7 +9,8 @@ RIGHT = "#2ca02c"
 
 
 def film_strip(frames: np.ndarray) -> np.ndarray:
-    """Frames side by side, white between them: [T, H, W, C] uint8 -> [H, about T x W, C]."""
+    """Frames side by side, white between them: [T, H, W, C] uint8 -> [H, T * (W + gap) - gap, C], the gap a
+    48th of W and at least 1."""
     gap = max(frames.shape[2] // 48, 1)
     spaced = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
     return np.concatenate(list(spaced), axis=1)[:, :-gap]
