@@ -102,16 +102,23 @@ class Record:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a record may cost, whatever it claims: pixels of a frame, bytes of its media as stored and
-    as expanded, characters of a text. They are fields of `DataConfig`."""
+    as expanded, characters of a text. They are fields of `DataConfig`.
+
+    Attributes:
+      needs_text: a record without a text is bad, and a source without one is refused; else they are
+        records without pairs.
+    """
 
     max_pixels: int
     max_media_bytes: int
     max_text_characters: int
+    needs_text: bool = True
 
     @classmethod
-    def of(cls, data: DataConfig) -> "Limits":
+    def of(cls, data: DataConfig, *, needs_text: bool = True) -> "Limits":
         """A run's."""
-        return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
+        names = ("max_pixels", "max_media_bytes", "max_text_characters")
+        return cls(**{name: getattr(data, name) for name in names}, needs_text=needs_text)
 
 
 class Source(Protocol):

@@ -43,13 +43,13 @@ class Collection(Protocol):
 
 
 class DatasetCollection:
-    """A dataset's split, from whatever source; media files need no texts beside them."""
+    """A dataset's split, from whatever source; videos need no texts."""
 
     def __init__(self, config: Config, dataset: DatasetConfig):
         self._data = config.data
         self._crop = config.model.x_encoder.image_size
-        self._limits = Limits.of(config.data)
-        self._source = open_source(dataset, self._limits, texts=False)
+        self._limits = Limits.of(config.data, needs_text=False)
+        self._source = open_source(dataset, self._limits)
         self.identity = identity_of(self._source)
 
     def __len__(self) -> int:

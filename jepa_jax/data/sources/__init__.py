@@ -19,7 +19,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 ARRAY_RECORDS = (".array_record", ".arrayrecord")
 
 
-def open_source(dataset: DatasetConfig, limits: Limits, *, texts: bool = True) -> Source:
+def open_source(dataset: DatasetConfig, limits: Limits) -> Source:
     """The records of a dataset's split.
 
     A `dataset` is one of TFDS, built first where it is not there yet. A `path` is, by what is found in it:
@@ -29,22 +29,19 @@ def open_source(dataset: DatasetConfig, limits: Limits, *, texts: bool = True) -
     that is called as the split is gone into; else files belong to the split that their names begin with,
     and to "train" if none says a split; media files are of a split by their folder alone.
 
-    Args:
-      texts: media files without a text beside them are left out; else they are records without pairs.
-
     Raises:
       ValueError: there is no such dataset, folder, split or field, or nothing in it can be read, or the
         package that reads its object store is not installed.
     """
     try:
-        return _open(dataset, limits, texts)
+        return _open(dataset, limits)
     except ImportError as error:
         # fsspec's, and it names the package.
         extra = " (pip install 'jepa_jax[gcs]')" if (dataset.path or "").startswith("gs://") else ""
         raise ValueError(f"{dataset.label}: {error}{extra}") from error
 
 
-def _open(dataset: DatasetConfig, limits: Limits, texts: bool) -> Source:
+def _open(dataset: DatasetConfig, limits: Limits) -> Source:
     if dataset.path is None:
         builder = builder_by_name(dataset)
         return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label)
@@ -59,9 +56,9 @@ def _open(dataset: DatasetConfig, limits: Limits, texts: bool) -> Source:
         if extension(path.name) in IMAGES + VIDEOS:  # its text is beside it
             names = [f"{path.name.rpartition('.')[0]}.{kind}" for kind in ("txt", "TXT")]
             files += [path.parent / name for name in names if (path.parent / name).exists()][:1]
-        source = _open_files(path.parent, files, dataset.split, dataset, limits, texts)
+        source = _open_files(path.parent, files, dataset.split, dataset, limits)
     else:
-        source = _open_folder(path, dataset.split, dataset, limits, texts)
+        source = _open_folder(path, dataset.split, dataset, limits)
     if source is None:
         inside = "" if path.is_file() else told_folders(listing(path))
         raise ValueError(
@@ -81,7 +78,7 @@ def _open_prepared(path: epath.Path, dataset: DatasetConfig, limits: Limits) -> 
 
 
 def _open_folder(
-    folder: epath.Path, split: str | None, dataset: DatasetConfig, limits: Limits, texts: bool
+    folder: epath.Path, split: str | None, dataset: DatasetConfig, limits: Limits
 ) -> Source | None:
     """The source of a split in a folder, or of a folder that is a split (None). None for no source."""
     paths = listing(folder)
@@ -91,10 +88,10 @@ def _open_folder(
         if found := [path for path in manifests if path.name.rpartition(".")[0] in names]:
             return ManifestSource(_only(found, dataset.label), dataset.fields, limits)
     if split is not None and (folder / split).is_dir():
-        source = _open_folder(folder / split, None, dataset, limits, texts)
+        source = _open_folder(folder / split, None, dataset, limits)
         if source is not None:
             return source
-    return _open_files(folder, paths, split, dataset, limits, texts)
+    return _open_files(folder, paths, split, dataset, limits)
 
 
 def _open_files(
@@ -103,7 +100,6 @@ def _open_files(
     split: str | None,
     dataset: DatasetConfig,
     limits: Limits,
-    texts: bool,
 ) -> Source | None:
     """The source that files of a folder are, by what there is. None for no source."""
 
@@ -127,7 +123,7 @@ def _open_files(
                 f"{label}: it holds media files with texts beside them, which have no fields: set none, or "
                 "name the texts in a manifest (.jsonl, .csv, .parquet)"
             )
-        return FolderSource(folder, paths, limits, texts=texts)
+        return FolderSource(folder, paths, limits)
     return None
 
 

@@ -60,7 +60,7 @@ class ArrayRecordSource:
         self._names, self._ends = [path.name for path, _ in whole], np.cumsum(counts)
         known = self._ask(label)
         media = named(known, MEDIA + ENCODED)
-        self._fields = find(fields, known, media, named(known, TARGETS), label)
+        self._fields = find(fields, known, media, named(known, TARGETS), label, limits)
         files = [(path.name, count, path.stat().length) for path, count in whole]
         self.identity = f"{len(files)} ArrayRecord files {digest(files)} {self._fields}"
 

@@ -48,10 +48,16 @@ def the_one(role: str, candidates: Sequence[str], known: Sequence[str], label: s
 
 
 def find(
-    fields: FieldMap, known: Sequence[str], media: Sequence[str], targets: Sequence[str], label: str
+    fields: FieldMap,
+    known: Sequence[str],
+    media: Sequence[str],
+    targets: Sequence[str],
+    label: str,
+    limits: Limits,
 ) -> FieldMap:
     """The map with what was left out found: `media` and `targets` from their candidates, the query, kind
-    and weight by their names beside the targets (or, the query alone, at the top).
+    and weight by their names beside the targets (or, the query alone, at the top). Where no text is
+    needed, and none or several could be the targets, there are none.
 
     Args:
       known: paths of all fields there are.
@@ -63,10 +69,10 @@ def find(
     for role, path in dataclasses.asdict(fields).items():
         if path is not None and path not in known:
             raise ValueError(f"{label}: fields.{role}={path!r} is none of its fields: {', '.join(known)}")
-    found = {
-        "media": fields.media or the_one("media", media, known, label),
-        "targets": fields.targets or the_one("targets", targets, known, label),
-    }
+    found = {"media": fields.media or the_one("media", media, known, label)}
+    if fields.targets is None and len(targets) != 1 and not limits.needs_text:
+        return dataclasses.replace(fields, **found)
+    found["targets"] = fields.targets or the_one("targets", targets, known, label)
     beside = found["targets"].rpartition("/")[0]
     siblings = [path for path in known if path.rpartition("/")[0] == beside and path != found["targets"]]
     queries = named(siblings, QUERIES) or named([path for path in known if "/" not in path], QUERIES)
@@ -79,14 +85,14 @@ def find(
     return dataclasses.replace(fields, **found)
 
 
-def find_by_name(fields: FieldMap, known: Sequence[str], label: str) -> FieldMap:
+def find_by_name(fields: FieldMap, known: Sequence[str], label: str, limits: Limits) -> FieldMap:
     """`find` where names are all there is to go by: a manifest's columns, the keys of a JSON object.
     There `start` and `end`, by these names, are seconds of a span."""
     top = [path for path in known if "/" not in path]
     same = {role: named(top, (role,)) for role in SPAN if getattr(fields, role) is None}
     spans = {role: the_one(role, paths, known, label) for role, paths in same.items() if paths}
     fields = dataclasses.replace(fields, **spans)
-    return find(fields, known, named(known, MEDIA), named(known, TARGETS), label)
+    return find(fields, known, named(known, MEDIA), named(known, TARGETS), label, limits)
 
 
 def value_at(row: Any, path: str) -> Any:
@@ -198,10 +204,14 @@ def make_pairs(
 
     A list of queries (or kinds, or weights) goes with a list of as many targets, each of them a text or a
     list of right answers. One query, or none, with a list of targets is one pair: all are right answers.
+    Where no text is needed, targets that are none at all, or empty, make no pairs.
 
     Raises:
       BadRecordError: a text is none, or the lists are not equally long.
     """
+    said = targets if isinstance(targets, list) else [targets]
+    if not limits.needs_text and all(text in (None, "", b"") for text in said):
+        return ()
     aligned = isinstance(targets, list) and any(isinstance(value, list) for value in (query, kind, weight))
     answers = targets if aligned else [targets]
     queries = _column(query, len(answers), "query", name)

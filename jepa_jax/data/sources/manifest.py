@@ -52,7 +52,7 @@ class ManifestSource:
             raise ValueError(f"{path}: it has no rows")
         if not self._table.known:
             raise ValueError(f"{path}: none of its first rows is readable")
-        self._fields = find_by_name(fields, self._table.known, str(path))
+        self._fields = find_by_name(fields, self._table.known, str(path), limits)
         if f"{self._fields.media.rpartition('/')[0]}/bytes" in self._table.known:
             raise ValueError(f"{path}: it holds media inside: write them to files beside it, or to tars")
         if isinstance(self._table, Parquet):
@@ -99,16 +99,11 @@ class FolderSource:
     """KEY.mp4 (or another video or image) with its caption in KEY.txt. An image called as a video is that
     one's thumbnail, and no record. What is in folders inside is none either, which is told.
 
-    Args:
-      texts: media without a text are left out; else they are records without pairs.
-
     Raises:
-      ValueError: no media file has a text beside it.
+      ValueError: no media file has a text beside it, or there is none where none is needed.
     """
 
-    def __init__(
-        self, folder: epath.Path, paths: Sequence[epath.Path], limits: Limits, *, texts: bool = True
-    ):
+    def __init__(self, folder: epath.Path, paths: Sequence[epath.Path], limits: Limits):
         self._folder, self._limits = folder, limits
         found = [(path.name, extension(path.name), path.name.rpartition(".")[0]) for path in paths]
         beside = {key: name for name, kind, key in found if kind == "txt"}
@@ -119,7 +114,7 @@ class FolderSource:
         for name, kind, key in found:
             if kind not in VIDEOS and (kind not in IMAGES or key in videos):
                 continue
-            if texts and key not in beside:
+            if limits.needs_text and key not in beside:
                 skipped.append(BadRecordError("text empty", name, f"no {key}.txt"))
             elif key in seen:
                 skipped.append(BadRecordError("key not unique", name, key))

@@ -67,9 +67,10 @@ def _survey(path: epath.Path) -> _Shard:
     )
 
 
-def _lacking(index: TarIndex, media: Sequence[str], text: str) -> Iterator[tuple[int, str]]:
-    """Samples that cannot be used, in their order, and why."""
-    seen, said = _have(index, media), _have(index, [text])
+def _lacking(index: TarIndex, media: Sequence[str], text: str | None) -> Iterator[tuple[int, str]]:
+    """Samples that cannot be used, in their order, and why; `text` is None where they need none."""
+    seen = _have(index, media)
+    said = np.ones_like(seen) if text is None else _have(index, [text])
     for number in np.flatnonzero(~(seen & said)).tolist():
         yield number, "text empty" if seen[number] else "media missing"
 
@@ -123,7 +124,9 @@ class TarSource:
         self._text_kinds = used & set(self._kinds)
         self._in_json = used > self._text_kinds
         self._media = (fields.media,) if fields.media else MEDIA
-        text = self._fields.targets if self._fields.targets in self._kinds else "json"
+        text = None
+        if limits.needs_text:
+            text = self._fields.targets if self._fields.targets in self._kinds else "json"
         removed: list[int] = []
         for begin, index in zip(self._before, self._indices, strict=False):
             for number, cause in _lacking(index.load(), self._media, text):
@@ -151,7 +154,7 @@ class TarSource:
                 continue  # told again when it is read
         media = [kind for kind in MEDIA if kind in self._kinds][:1]
         targets = ["txt"] if "txt" in self._kinds else named(paths, TARGETS)
-        return find(fields, [*self._kinds, *paths], media, targets, label)
+        return find(fields, [*self._kinds, *paths], media, targets, label, self._limits)
 
     def _sample(self, number: int) -> _Sample:
         shard = bisect.bisect_right(self._before, number) - 1

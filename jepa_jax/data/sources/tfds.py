@@ -140,7 +140,7 @@ class TfdsSource:
         if not isinstance(info.features, tfds.features.FeaturesDict):
             raise ValueError(f"{label}: its records are no dictionaries of features: {info.features}")
         self._leaves = {"/".join(x.keys): x for x in leaves_of(info.features)}
-        self._fields = find_features(fields, self._leaves, label)
+        self._fields = find_features(fields, self._leaves, label, limits)
         used = {path for path in dataclasses.asdict(self._fields).values() if path}
         # Whatever else is short: texts, labels and numbers, one a record.
         self._others = [p for p, x in self._leaves.items() if x.is_scalar and p not in used]

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jepa_jax.config import FieldMap
+from jepa_jax.data.records import Limits
 from jepa_jax.data.sources.fields import MEDIA, TARGETS, find, named
 
 
@@ -95,7 +96,7 @@ def view(features, keep: set[tuple[str, ...]], keys=()):
     return tfds.features.Text() if isinstance(features, tfds.features.Image) else features
 
 
-def find_features(fields: FieldMap, leaves: Mapping[str, Leaf], label: str) -> FieldMap:
+def find_features(fields: FieldMap, leaves: Mapping[str, Leaf], label: str, limits: Limits) -> FieldMap:
     """The map with what is left out found.
 
     Media is the one image, sequence of images or uint8 [T, H, W, C] array outside of other sequences, or
@@ -110,7 +111,7 @@ def find_features(fields: FieldMap, leaves: Mapping[str, Leaf], label: str) -> F
     texts = [path for path, x in leaves.items() if x.is_text]
     labels = [path for path, x in leaves.items() if x.is_label and not x.depth]
     labels = named(labels, ("label",)) or labels
-    found = find(fields, list(leaves), media, named(texts, TARGETS) or labels or texts, label)
+    found = find(fields, list(leaves), media, named(texts, TARGETS) or labels or texts, label, limits)
     for role, path in dataclasses.asdict(found).items():
         if path is None:
             continue

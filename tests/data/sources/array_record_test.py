@@ -11,7 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from jepa_jax.data.records import Pair
 from tests.data.clips import picture
 
-from .making import cause_of, opened, png, skipped_causes
+from .making import NO_TEXT, cause_of, opened, png, skipped_causes
 
 
 def example(**features) -> bytes:
@@ -53,6 +53,14 @@ def test_records_of_several_files(tmp_path, keeps_promises):
     assert source[2].media.content == png(level=1)
     assert len(opened(tmp_path, split="val")) == 2
     keeps_promises(source)
+
+
+def test_records_need_no_texts_where_none_are_wanted(tmp_path):
+    write(tmp_path / "0.array_record", [example(image=png(), id=3)])
+    source = opened(tmp_path, NO_TEXT)
+    assert (source[0].media.content, source[0].pairs, source.pairs(0)) == (png(), (), ())
+    with pytest.raises(ValueError, match="no field seems to be the targets"):
+        opened(tmp_path)
 
 
 def test_named_fields_lists_and_spans(tmp_path):

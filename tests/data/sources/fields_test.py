@@ -30,19 +30,19 @@ from .making import LIMITS
 def test_what_is_found_by_name(known, expected):
     if isinstance(expected, tuple):
         expected = FieldMap(**dict(zip(("media", "targets", "query"), expected, strict=True)))
-    assert find_by_name(FieldMap(), known, "set") == expected
+    assert find_by_name(FieldMap(), known, "set", LIMITS) == expected
 
 
 def test_what_is_named_goes_before_what_is_found():
     known = ["video", "path", "text", "caption", "query", "ask"]
     fields = FieldMap(media="path", targets="caption", query="ask")
-    assert find_by_name(fields, known, "set") == fields
+    assert find_by_name(fields, known, "set", LIMITS) == fields
     with pytest.raises(ValueError, match=r"^set: fields\.start='begin' is none of its fields: video, path"):
-        find_by_name(FieldMap(start="begin"), known, "set")
+        find_by_name(FieldMap(start="begin"), known, "set", LIMITS)
     with pytest.raises(ValueError, match="query, question could all be the query"):
-        find_by_name(FieldMap(), ["path", "text", "query", "question"], "set")
+        find_by_name(FieldMap(), ["path", "text", "query", "question"], "set", LIMITS)
     with pytest.raises(ValueError, match="start, Start could all be the start"):
-        find_by_name(FieldMap(), ["path", "text", "start", "Start"], "set")
+        find_by_name(FieldMap(), ["path", "text", "start", "Start"], "set", LIMITS)
 
 
 def test_paths_and_values_of_nested_rows():

@@ -1,5 +1,6 @@
 """Small datasets of every kind, made by what people make them with."""
 
+import dataclasses
 import io
 import tarfile
 
@@ -12,6 +13,7 @@ from jepa_jax.data.records import BadRecordError, Limits, Source
 from jepa_jax.data.sources import open_source
 
 LIMITS = Limits(max_pixels=1000, max_media_bytes=20_000, max_text_characters=50)
+NO_TEXT = dataclasses.replace(LIMITS, needs_text=False)
 
 
 def opened(path, limits=LIMITS, split="train", **fields) -> Source:

@@ -10,11 +10,10 @@ import pyarrow.parquet
 import pytest
 from etils import epath
 
-from jepa_jax.config import DatasetConfig
 from jepa_jax.data.records import Pair
-from jepa_jax.data.sources import open_source, tables
+from jepa_jax.data.sources import tables
 
-from .making import LIMITS, cause_of, opened, png, skipped_causes, write
+from .making import LIMITS, NO_TEXT, cause_of, opened, png, skipped_causes, write
 
 ROWS = [
     {"video": "a.mp4", "question": "what?", "answer": "a cat", "start": 1.5, "end": 2.0, "source": "x"},
@@ -368,7 +367,7 @@ def test_media_in_folders_inside_are_told_of(tmp_path, caplog):
 
 def test_media_need_no_texts_where_none_are_wanted(tmp_path):
     folder = write(epath.Path(tmp_path), a__mp4=b"a", b__mp4=b"b", b__txt="two", c__txt="gone")
-    source = open_source(DatasetConfig(path=str(folder)), LIMITS, texts=False)
+    source = opened(folder, limits=NO_TEXT)
     assert [(source.name(i), source.pairs(i)) for i in range(2)] == [
         ("a.mp4", ()),
         ("b.mp4", (Pair(query="", targets=("two",)),)),
@@ -376,6 +375,25 @@ def test_media_need_no_texts_where_none_are_wanted(tmp_path):
     assert source[0].pairs == ()
     assert skipped_causes(source) == ["media missing"]
     assert source.identity != opened(folder).identity
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_manifest_needs_no_texts_where_none_are_wanted(folder, kind, keeps_promises):
+    # One column may be the text, and one row has none.
+    rows = [{"video": "a.mp4", "text": "one"}, {"video": "sub/b.mp4", "text": ""}]
+    WRITERS[kind](folder / f"manifest.{kind}", rows)
+    source = opened(folder, limits=NO_TEXT)
+    assert [source[i].pairs for i in range(2)] == [(Pair(query="", targets=("one",)),), ()]
+    keeps_promises(source)
+    assert cause_of(opened(folder), 1) == "text empty"
+    # None may be, or several.
+    for columns in ({}, {"text": "one", "caption": "two"}):
+        WRITERS[kind](folder / f"manifest.{kind}", [{"video": "a.mp4", **columns}])
+        source = opened(folder, limits=NO_TEXT)
+        assert (source[0].media.content.read_bytes(), source.pairs(0)) == (b"aaa", ())
+        with pytest.raises(ValueError, match="the targets: say which"):
+            opened(folder)
+    assert opened(folder, limits=NO_TEXT, targets="caption").pairs(0)[0].targets == ("two",)
 
 
 @pytest.mark.parametrize("path", ["http://host/clips", "https://host/a.mp4"])

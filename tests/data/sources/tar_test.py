@@ -14,7 +14,7 @@ from etils import epath
 from jepa_jax.data.records import Pair
 from jepa_jax.data.sources import tar_index as index_of
 
-from .making import LIMITS, cause_of, opened, png, skipped_causes, write_tar
+from .making import LIMITS, NO_TEXT, cause_of, opened, png, skipped_causes, write_tar
 
 
 def sample(key, text="hello", **more):
@@ -41,6 +41,21 @@ def test_shards_as_img2dataset_writes_them(tmp_path, form, keeps_promises):
     assert record.media.content == png()
     assert record.metadata["url"] == "u"
     keeps_promises(source)
+
+
+def test_samples_need_no_texts_where_none_are_wanted(tmp_path, keeps_promises):
+    write_tar(
+        tmp_path / "0.tar", [("a.mp4", b"a"), ("b.mp4", b"b"), ("b.json", b'{"url": "u"}'), ("c.txt", b"c")]
+    )
+    write_tar(tmp_path / "1.tar", [("d.mp4", b"d")])
+    source = opened(tmp_path, limits=NO_TEXT)
+    assert [source[i].media.content for i in range(3)] == [b"a", b"b", b"d"]
+    assert not any(source.pairs(i) for i in range(3))
+    assert source[1].metadata == {"url": "u"}
+    assert skipped_causes(source) == ["media missing"]
+    keeps_promises(source)
+    with pytest.raises(ValueError, match="no field seems to be the targets"):
+        opened(tmp_path / "1.tar")
 
 
 def test_shards_as_video2dataset_writes_them(tmp_path, keeps_promises):

@@ -15,7 +15,7 @@ from jepa_jax.config import DatasetConfig, FieldMap
 from jepa_jax.data.records import BadRecordError, Limits, Pair
 from jepa_jax.data.sources import open_source
 
-from .making import LIMITS, cause_of, opened, png
+from .making import LIMITS, NO_TEXT, cause_of, opened, png
 
 FEATURES = tfds.features
 
@@ -71,6 +71,16 @@ CLEVR = {
         {"question": "Is it red?", "answer": "no"},
     ],
 }
+
+
+def test_records_need_no_texts_where_none_are_wanted(tmp_path):
+    folder = prepare(tmp_path / "a", {"image": FEATURES.Image()}, [{"image": png()}])
+    assert opened(folder, NO_TEXT)[0].pairs == ()
+    with pytest.raises(ValueError, match="no field seems to be the targets"):
+        opened(folder)
+    examples = [{"image": png(), "text": text} for text in ("", "one")]
+    source = opened(prepare(tmp_path / "b", CAPTIONED, examples), NO_TEXT)
+    assert {source[i].pairs for i in range(2)} == {(), (Pair(query="", targets=("one",)),)}
 
 
 def test_questions_of_clevr(tmp_path, monkeypatch, keeps_promises):
