@@ -17,7 +17,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from jepa_jax.config import Config
-from jepa_jax.places import Lines, is_local, save_figure
+from jepa_jax.figures import save_figure
+from jepa_jax.places import Lines, is_local
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import io
 import os
 from collections.abc import Iterator
 
@@ -104,13 +103,6 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
-
-
-def save_figure(figure, path: epath.Path, **options) -> None:
-    """Write a matplotlib figure as PNG; `options` are those of its `savefig`."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", **options)
-    path.write_bytes(content.getvalue())
 
 
 class Lines:

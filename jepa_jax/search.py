@@ -26,6 +26,7 @@ from jepa_jax.embeddings.collection import Collection, DatasetCollection, Item, 
 from jepa_jax.embeddings.table import Manifest, Row, Rows
 from jepa_jax.errors import encodable, printable
 from jepa_jax.evaluation.pictures import film_strip
+from jepa_jax.figures import save_figure, shortened
 from jepa_jax.inference import Model
 
 logger = logging.getLogger(__name__)
@@ -81,9 +82,10 @@ def draw(path: pathlib.Path, text: str, hits: list[tuple[float, Row, np.ndarray]
         title = printable(f"{rank}.  {score:.3f}  {row.name}{caption}")
         # Two dollars in a text are no formula.
         look = {"fontsize": 9, "loc": "left", "parse_math": False}
-        panel.set_title(title if len(title) <= 72 else title[:71] + "…", **look)
-    figure.suptitle(f"“{text}”", x=0.01, ha="left", fontsize=13, parse_math=False)
-    figure.savefig(path, dpi=110)
+        panel.set_title(shortened(title, 72), **look)
+    title = f"“{shortened(text, 55 * columns)}”"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, parse_math=False)
+    save_figure(figure, path, dpi=110)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -19,7 +19,8 @@ from jepa_jax.config import CheckpointConfig, DatasetConfig
 from jepa_jax.data.sources.tfds import builder_by_name
 from jepa_jax.data.tokenizer import SHIPPED, Tokenizer
 from jepa_jax.evaluation.report import write_json
-from jepa_jax.places import place, save_figure
+from jepa_jax.figures import save_figure
+from jepa_jax.places import place
 from tests import distributed_test as hosts
 from tests import tiny
 from tests.checkpoint_test import equal, items, template

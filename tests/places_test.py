@@ -7,9 +7,8 @@ import sys
 
 import pytest
 from etils import epath
-from matplotlib.figure import Figure
 
-from jepa_jax.places import Lines, PlaceError, check_savable, held, is_local, place, save_figure, write_whole
+from jepa_jax.places import Lines, PlaceError, check_savable, held, is_local, place, write_whole
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -63,11 +62,6 @@ def test_a_line_is_on_the_disk_at_once(tmp_path):
     assert path.read_text() == "kept\nadded\n"
     lines.flush()
     assert path.read_text() == "kept\nadded\n"
-
-
-def test_a_figure_is_a_png(tmp_path):
-    save_figure(Figure(figsize=(1, 2)), tmp_path / "picture.png", dpi=10)
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_line_that_the_disk_has_no_room_for_spoils_no_other(tmp_path):

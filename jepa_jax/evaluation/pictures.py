@@ -3,7 +3,7 @@
 import numpy as np
 from etils import epath
 
-from jepa_jax.places import save_figure
+from jepa_jax.figures import save_figure, shortened
 
 RIGHT = "#2ca02c"
 
@@ -57,6 +57,7 @@ def plot_retrieval(
         place = np.flatnonzero(found[row] == right[row])
         verdict = f"found at rank {place[0] + 1}" if len(place) else "not among the five"
         # Two dollars in a caption are no formula.
-        axes[row, 0].set_title(f"“{texts[row]}”", loc="left", fontsize=11, pad=5, parse_math=False)
+        title = f"“{shortened(texts[row], 23 * columns)}”"
+        axes[row, 0].set_title(title, loc="left", fontsize=11, pad=5, parse_math=False)
         axes[row, -1].set_title(verdict, loc="right", fontsize=9, color="0.4", pad=5)
     save_figure(figure, path, dpi=110, bbox_inches="tight")

@@ -12,8 +12,8 @@ from jepa_jax import flags
 from jepa_jax.evaluation import joined
 from jepa_jax.evaluation.clips import load_clips
 from jepa_jax.evaluation.selective import Point, TimedText, Watched, measure, saving, uniform_times
+from jepa_jax.figures import save_figure
 from jepa_jax.inference import Model
-from jepa_jax.places import save_figure
 from jepa_jax.streaming import offline
 from jepa_jax.streaming.frames import from_arrays
 from jepa_jax.streaming.online import Decode, OnlineConfig, OnlineDecoder

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from jepa_jax.figures import columns_of, save_figure, shortened
 from jepa_jax.streaming.events import Event
 from jepa_jax.streaming.frames import Frame
 
@@ -82,7 +83,7 @@ class Timeline:
             curve.axvspan(event.start, event.end, color=colour, alpha=0.12, linewidth=0)
         _draw_texts(texts, events, colours, end)
         texts.set(xlim=(0, end), xlabel="seconds")
-        figure.savefig(path, dpi=110, bbox_inches="tight")
+        save_figure(figure, path, dpi=110, bbox_inches="tight")
 
     def _draw_curve(self, axes, threshold: float | None) -> None:
         seconds, novelty = np.array(self._novelty.items).T
@@ -135,8 +136,8 @@ def _draw_texts(axes, events: list[Event], colours: list[str], end: float) -> No
     used, left_out = 1, 0
     for event, colour in zip(events, colours, strict=True):
         axes.plot([event.start, event.end], [0.12, 0.12], color=colour, linewidth=7, solid_capstyle="butt")
-        text = event.text if len(event.text) <= 60 else event.text[:59] + "…"
-        width = len(text) * width_of_letter + 0.008 * end
+        text = shortened(event.text, 60)
+        width = columns_of(text) * width_of_letter + 0.008 * end
         # A text near the right edge ends there.
         begin = max(0.0, min(event.start, end - width))
         lanes = np.flatnonzero(free <= begin)

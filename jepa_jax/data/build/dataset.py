@@ -33,6 +33,7 @@ from jepa_jax.data.build.prepare import Check, Prepare
 from jepa_jax.data.build.shards import WriteShard
 from jepa_jax.data.build.tally import Tally
 from jepa_jax.data.records import BadRecordError, Limits, Source
+from jepa_jax.figures import save_figure
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ def _finish(
         f"{found['records']:,} records of {name}" for name, found in summaries.items()
     )
     with replacing(folder / reports.PICTURE, folder) as temporary:
-        reports.plot_report(tallies, clusters, title).savefig(temporary, dpi=110, format="png")
+        save_figure(reports.plot_report(tallies, clusters, title), temporary, dpi=110, format="png")
     decoded = f"no: {options.not_decoded}" if options.not_decoded else "yes"
     write_json(folder / REPORT, {"media_decoded": decoded, "splits": summaries}, folder)
 
