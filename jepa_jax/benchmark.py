@@ -1,11 +1,12 @@
 """Time a training step, part by part, or beside the same model in PyTorch.
 
-    python -m jepa_jax.benchmark [--config=FILE.py] [--steps=N] [--synthetic] [--out=FILE.json]
+    python -m jepa_jax.benchmark [--config=FILE.py] [--steps=N] [--synthetic] [--out=FILE.json] [--trace=DIR]
         [--compare=pytorch [--part=step|x_encoder|predictor|y_encoder]] [--config.SECTION.FIELD=VALUE ...]
 
 On several hosts start the same command on each, as for training; the first writes what is found.
 Times are medians over N steps on batches of the longest length bucket. Parameters are drawn from the
-seed: `init` plays no part. A part is its forward pass and, where anything in it trains, its backward
+seed: `init` plays no part. `--trace` leaves a profile of some of the steps, every operation on every device,
+for TensorBoard's XProf or Perfetto. A part is its forward pass and, where anything in it trains, its backward
 pass; compiled alone, the parts need not add up to the step.
 """
 
@@ -40,6 +41,7 @@ from jepa_jax.places import write_whole
 from jepa_jax.sharding import check_batch, make_mesh, shard_global_batch
 
 _PEAK_SIZE = 2048
+_TRACED_STEPS = 3
 
 
 def measured_peak() -> float:
@@ -109,8 +111,22 @@ def _time_steps(step: timing.Step, batches: Iterator, mesh, steps: int) -> dict[
     return {"step": statistics.median(whole), "data_wait": statistics.median(waits[3:])}
 
 
-def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> dict:
+def _trace(step: timing.Step, batches: Iterator, mesh, folder: pathlib.Path) -> None:
+    """Write what JAX's profiler sees of some steps, none of which waits for the one before."""
+    with jax.profiler.trace(folder):
+        for i in range(_TRACED_STEPS):
+            with jax.profiler.StepTraceAnnotation("train_step", step_num=i):
+                metrics = step(shard_global_batch(next(batches), mesh))
+        jax.block_until_ready(metrics)
+
+
+def benchmark(
+    config: Config, steps: int, *, synthetic_data: bool = False, trace: pathlib.Path | None = None
+) -> dict:
     """Times of a config's training step on this machine's devices.
+
+    Args:
+      trace: a folder for a profile of some more steps, which are not timed.
 
     Returns:
       What `report` prints, plain enough for JSON: `step` and every one of `parts` have `seconds` and,
@@ -134,6 +150,8 @@ def benchmark(config: Config, steps: int, *, synthetic_data: bool = False) -> di
     with jax.set_mesh(mesh):
         step = timing.Step(config, mesh)
         times = _time_steps(step, batches, mesh, steps)
+        if trace is not None:
+            _trace(step, batches, mesh, trace)
         host = next(batches)
         times["host_to_device"] = timing.seconds(lambda: shard_global_batch(host, mesh), steps)
         # A batch worked through in pieces is timed by one of them.
@@ -245,31 +263,41 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--out", type=flags.local_path, help="a JSON file (default: runs/NAME.benchmark.json)"
     )
+    parser.add_argument(
+        "--trace", type=flags.local_path, metavar="DIR", help="write a profile of some steps there"
+    )
     parser.add_argument("--compare", choices=["pytorch"], help="run the PyTorch assembly alternately")
     parser.add_argument("--part", choices=comparison.PARTS, help="what to compare (default: step)")
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
     if values.part and not values.compare:
         raise flags.UsageError("--part says what to compare: give --compare=pytorch too")
+    if values.trace and values.compare:
+        raise flags.UsageError("--trace is of our own step: it goes without --compare")
     config = flags.override(flags.load_config(values.config), overrides)
     distributed.initialize(values)
     out = values.out or pathlib.Path(f"runs/{config.name}.benchmark.json")
     with flags.as_usage_errors(OSError), distributed.together():
         if distributed.is_main():
             out.parent.mkdir(parents=True, exist_ok=True)
+        if values.trace:  # every host writes its own
+            values.trace.mkdir(parents=True, exist_ok=True)
     with distributed.ending_together():
         if values.compare:
             found = _compare(config, values.part or "step", values.steps)
             text = report_comparison(found)
         else:
             with flags.as_usage_errors(WorkerEndedError):
-                found = benchmark(config, values.steps, synthetic_data=values.synthetic)
+                options = {"synthetic_data": values.synthetic, "trace": values.trace}
+                found = benchmark(config, values.steps, **options)
             text = report(found)
     if distributed.is_main():
         print(text)
         with flags.as_usage_errors(OSError):
             write_whole(out, json.dumps(found, indent=2) + "\n")
         print(f"written to {out}")
+        if values.trace:
+            print(f"a profile of {_TRACED_STEPS} steps: tensorboard --logdir={values.trace}")
     return 0
 
 

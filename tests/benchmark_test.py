@@ -67,10 +67,17 @@ def check_parts(found: dict, printed: str) -> None:
 
 
 def test_every_part_of_a_step_on_two_hosts_in_two_pieces_is_timed(tmp_path):
-    arguments = [f"--config.data.data_dir={tmp_path}", "--config.micro_batches=2"]
+    arguments = [
+        f"--config.data.data_dir={tmp_path}",
+        "--config.micro_batches=2",
+        f"--trace={tmp_path / 'trace'}",
+    ]
     found, printed = run(tmp_path / "found.json", *arguments, hosts=2)
     assert (found["data"], found["devices"]) == ("emoji_motion/tiny", 4)
     assert "data: emoji_motion/tiny" in printed
+    profiles = list((tmp_path / "trace").glob("plugins/profile/*/*.xplane.pb"))
+    assert profiles
+    assert all(b"train_step" in file.read_bytes() for file in profiles)
     check_parts(found, printed)
 
 
@@ -132,6 +139,8 @@ def test_the_other_parts_of_the_assembly_run_alone(part):
         (["--compare=pytorch", "--config.micro_batches=2"], "micro_batches=1"),
         (["--compare=pytorch", "--config.optim.name=muon"], "optim.name=adamw"),
         (["--out=tests/tiny.py/found.json"], "tests/tiny.py"),
+        (["--trace=tests/tiny.py/trace"], "tests/tiny.py"),
+        (["--trace=trace", "--compare=pytorch"], "without --compare"),
         (["--config.nothing=1"], "no field 'nothing'"),
     ],
 )
