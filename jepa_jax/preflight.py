@@ -47,7 +47,7 @@ from jepa_jax.places import write_whole
 from jepa_jax.preflight_report import DIFFER, Compiled, print_remat, print_report, report
 from jepa_jax.sharding import check_batch, make_mesh
 from jepa_jax.state import abstract_state
-from jepa_jax.step import abstract_batch, jit_train_step
+from jepa_jax.step import SCOPES, abstract_batch, jit_train_step
 
 
 class DoesNotFitError(Exception):
@@ -146,7 +146,7 @@ def compile_step(config: Config, devices: list, lengths: tuple[int, int]) -> Com
     }
     memory["total"] = sum(memory.values())
     hosts = {d.process_index for d in devices}
-    cost = Program(text, chips_a_host=len(devices) // len(hosts)).cost()
+    cost = Program(text, chips_a_host=len(devices) // len(hosts), parts=SCOPES).cost()
     return Compiled(memory, cost, time.perf_counter() - start)
 
 

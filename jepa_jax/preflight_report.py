@@ -56,7 +56,9 @@ def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], 
         bounds["between slices"] = cost.transfer_bytes / chip.slice_bandwidth
     slowest = max(bounds, key=bounds.get)
     # Never less than what each bounds by itself.
-    in_turn = max(cost.seconds_in_turn(chip.flops, chip.hbm_bandwidth), bounds[slowest])
+    by_part = cost.seconds_in_turn(chip.flops, chip.hbm_bandwidth)
+    in_turn = max(sum(by_part.values()), bounds[slowest])
+    by_part = sorted(by_part.items(), key=lambda item: -item[1])
     collectives = [
         {"kind": kind, "operands": operands, "times": count, "bytes": sent}
         for (kind, operands), (count, sent) in sorted(
@@ -82,6 +84,7 @@ def report(config: Config, devices: list, chip: Chip, lengths: tuple[int, int], 
         "bound_seconds": bounds,
         "bound_by": slowest,
         "seconds_in_turn": in_turn,
+        "seconds_in_turn_by_part": {part or "other": seconds for part, seconds in by_part},
         "samples_per_second_per_chip": clips / bounds[slowest],
         "model_flops_utilisation": work / (bounds[slowest] * chip.flops),
         "utilisation_in_turn": work / (in_turn * chip.flops),
@@ -142,6 +145,8 @@ def print_report(found: dict[str, Any]) -> None:
         f"one instruction after the other, each at a peak: {milliseconds:,.1f} ms, "
         f"utilisation {found['utilisation_in_turn']:.1%}"
     )
+    parts = found["seconds_in_turn_by_part"].items()
+    print("of these " + ", ".join(f"{name} {seconds * 1e3:,.1f}" for name, seconds in parts))
 
 
 def print_remat(rows: dict[str, dict]) -> None:

@@ -20,6 +20,8 @@ from jepa_jax.sharding import batch_sharding, parameter_specs
 from jepa_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
+# The parts of a step that profiles and preflight tell apart, by `jax.named_scope` where each is computed.
+SCOPES = ("x_encoder", "predictor", "y_encoder", "loss", "optimizer")
 
 
 def _on_every_device(function: Callable, in_specs, out_specs) -> Callable:
@@ -104,6 +106,7 @@ def _rows_of(batch: Batch) -> Batch:
     return {name: x for name, x in batch.items() if name != "target_id"}
 
 
+@jax.named_scope("loss")
 def loss_of_embeddings(
     log_logit_scale: jax.Array,
     embeddings: tuple[jax.Array, jax.Array],
@@ -219,14 +222,15 @@ def train_step(
     key = jax.random.fold_in(state.key, state.step)
     gradient = jax.value_and_grad(loss_fn, has_aux=True) if config.micro_batches == 1 else gradients_in_pieces
     (loss, metrics), grads = gradient(state.trained, state.frozen, graphdef, batch, key, config)
-    optimizer = make_optimizer(config.optim, config.steps)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
-    metrics |= {
-        "loss": loss,
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": learning_rate_schedule(config.optim, config.steps)(state.step),
-    }
-    trained = optax.apply_updates(state.trained, updates)
+    with jax.named_scope("optimizer"):
+        optimizer = make_optimizer(config.optim, config.steps)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": learning_rate_schedule(config.optim, config.steps)(state.step),
+        }
+        trained = optax.apply_updates(state.trained, updates)
     if "log_logit_scale" in trained:
         # Clipped after the update, not inside the loss, where a value beyond the cap would get no
         # gradient and never come back.

@@ -35,12 +35,32 @@ def test_instructions_in_turn_wait_for_their_work_or_their_traffic():
     x, w = jnp.ones((N, N)), jnp.ones((LAYERS, N, N))
     scanned = lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
     found = cost(scanned, x, w)
-    assert found.seconds_in_turn(1.0, 1e20) == pytest.approx(found.flops)
-    assert found.seconds_in_turn(1e20, 1.0) == pytest.approx(found.memory_bytes)
+    assert found.seconds_in_turn(1.0, 1e20) == {"": pytest.approx(found.flops)}
+    assert found.seconds_in_turn(1e20, 1.0) == {"": pytest.approx(found.memory_bytes)}
     # A product's work takes a thousand times what its traffic does; all other traffic is added to it.
     product, moved = 2 * N**3, 3 * N * N * 4
-    in_turn = found.seconds_in_turn(1.0, moved / product * 1000)
+    in_turn = found.seconds_in_turn(1.0, moved / product * 1000)[""]
     assert found.flops < in_turn < found.flops * 1.01
+
+
+def test_instructions_of_a_part_are_told_apart_forward_and_backward():
+    """In a loop too, of whose body the compiler says less; a gradient's products are twice its function's."""
+    x, w = jnp.ones((N, N)), jnp.ones((LAYERS, N, N))
+
+    def parts(x, w):
+        with jax.named_scope("first"):
+            x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+        with jax.named_scope("second"):
+            x = jnp.tanh(x @ x)
+        return jnp.sum(x @ w[0])
+
+    text = jax.jit(jax.grad(parts, argnums=(0, 1))).lower(x, w).compile().as_text()
+    found = Program(text, parts=("first", "second")).cost()
+    one = 2 * N**3
+    by_part = found.seconds_in_turn(1.0, 1e20)
+    assert by_part["first"] == pytest.approx(3 * LAYERS * one)
+    assert by_part["second"] == pytest.approx(3 * one)
+    assert sum(by_part.values()) == pytest.approx(found.flops)
 
 
 def test_loops_inside_loops_and_gradients():

@@ -15,6 +15,7 @@ from jepa_jax import flags, preflight
 from jepa_jax.chips import CHIPS
 from jepa_jax.flops import model_flops
 from jepa_jax.hlo import Cost, Program
+from jepa_jax.step import SCOPES
 from tests.tiny_config import config as tiny
 from tests.train_test import CONFIG, ROOT
 
@@ -62,6 +63,10 @@ def test_the_command_prints_and_writes_what_a_step_costs(tmp_path):
     assert bounds["network"] == sum(found["network_bytes"].values()) / chip["link_bandwidth"]
     worst = max(bounds.values())
     assert worst <= found["seconds_in_turn"] < bounds["compute"] + bounds["memory"] + bounds["network"]
+    by_part = found["seconds_in_turn_by_part"]
+    assert by_part.keys() == {*SCOPES, "other"}
+    assert sum(by_part.values()) <= found["seconds_in_turn"] * (1 + 1e-9)
+    assert by_part["other"] < 0.1 * sum(by_part.values())
     assert found["samples_per_second_per_chip"] == pytest.approx(tiny.batch_size / 4 / worst)
     assert found["model_flops_utilisation"] == pytest.approx(found["model_flops"] / worst / chip["flops"])
     assert sum(row["bytes"] for row in found["collectives"]) == pytest.approx(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 
 from jepa_jax.hlo.flops import flops_of
 from jepa_jax.hlo.text import HloError, Instruction, constant, group_size, parse, slice_count, through_copies
@@ -27,38 +28,42 @@ class Cost:
       collectives: by kind and bytes of the array: how often it runs, and the bytes a chip sends to others
         of its slice.
       transfers: the same of what goes by way of the hosts to other slices.
-      instructions: how often one runs that does so many FLOPs and moves so many bytes; without collectives
-        and the copies that are begun and go on beside others.
+      instructions: how often one of a part of the program ("" of none) runs that does so many FLOPs and moves
+        so many bytes; without collectives and the copies that are begun and go on beside others.
     """
 
     flops: float = 0.0
     memory_bytes: float = 0.0
     collectives: "Sends" = dataclasses.field(default_factory=dict)
     transfers: "Sends" = dataclasses.field(default_factory=dict)
-    instructions: dict[tuple[float, float], float] = dataclasses.field(default_factory=dict)
+    instructions: dict[tuple[str, float, float], float] = dataclasses.field(default_factory=dict)
 
-    def add(self, other: "Cost", times: float = 1.0) -> None:
+    def add(self, other: "Cost", times: float = 1.0, part: str = "") -> None:
+        """So many times another, of which all that is of no part is of this one."""
         self.flops += times * other.flops
         self.memory_bytes += times * other.memory_bytes
         for into, sends in ((self.collectives, other.collectives), (self.transfers, other.transfers)):
             for (kind, operands), (count, sent) in sends.items():
                 _count(into, kind, operands, times * count, times * sent)
-        for work, count in other.instructions.items():
-            self.instructions[work] = self.instructions.get(work, 0.0) + times * count
+        for (its, *work), count in other.instructions.items():
+            key = (its or part, *work)
+            self.instructions[key] = self.instructions.get(key, 0.0) + times * count
 
-    def run(self, flops: float, memory_bytes: float) -> None:
+    def run(self, flops: float, memory_bytes: float, part: str = "") -> None:
         """One instruction more."""
-        self.add(Cost(flops, memory_bytes, instructions={(flops, memory_bytes): 1.0}))
+        self.add(Cost(flops, memory_bytes, instructions={(part, flops, memory_bytes): 1.0}))
 
-    def seconds_in_turn(self, flops: float, bandwidth: float) -> float:
-        """Of all `instructions` one after the other, each as long as its work or its traffic takes.
+    def seconds_in_turn(self, flops: float, bandwidth: float) -> dict[str, float]:
+        """Of the `instructions` of each part one after the other, each as long as its work or its traffic
+        takes.
 
         Args:
           flops: of the chip, FLOP/s. bandwidth: of its memory, bytes/s.
         """
-        return sum(
-            count * max(work / flops, moved / bandwidth) for (work, moved), count in self.instructions.items()
-        )
+        found: dict[str, float] = defaultdict(float)
+        for (part, work, moved), count in self.instructions.items():
+            found[part] += count * max(work / flops, moved / bandwidth)
+        return dict(found)
 
     @property
     def network_bytes(self) -> float:
@@ -89,11 +94,13 @@ class Program:
 
     Args:
       chips_a_host: that share a host's way to other slices.
+      parts: scopes whose instructions `Cost` tells apart.
     """
 
-    def __init__(self, text: str, chips_a_host: int = 1):
+    def __init__(self, text: str, chips_a_host: int = 1, parts: Sequence[str] = ()):
         self.computations, self.entry = parse(text)
         self._chips_a_host = chips_a_host
+        self._part = re.compile(rf"\b({'|'.join(parts)})\b" if parts else r"(?!)")
 
     def cost(self) -> Cost:
         """Of the whole program."""
@@ -109,19 +116,21 @@ class Program:
     def _add(self, total: Cost, i: Instruction, body: dict[str, Instruction]) -> None:
         if i.opcode in _FREE:
             return
+        of = self._part.search(i.origin)
+        part = of.group(1) if of else ""
         if i.opcode == "while":
             times = self._trips(i, body)
-            total.add(self._cost(i.attribute("body")), times)
-            total.add(self._cost(i.attribute("condition")), times)
+            total.add(self._cost(i.attribute("body")), times, part)
+            total.add(self._cost(i.attribute("condition")), times, part)
             return
         if i.opcode == "conditional":
             branches = [self._cost(name) for name in i.called]
-            total.add(max(branches, key=lambda c: (c.flops, c.memory_bytes)))
+            total.add(max(branches, key=lambda c: (c.flops, c.memory_bytes)), part=part)
             return
         # A custom call that names computations: what a TPU7x hands to its SparseCores.
         if i.opcode in ("call", "async-start") or (i.opcode == "custom-call" and i.called):
             for name in i.called:
-                total.add(self._cost(name))
+                total.add(self._cost(name), part=part)
             return
         kind = i.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
@@ -133,7 +142,7 @@ class Program:
         if i.opcode == "copy-start":
             total.memory_bytes += sum(a.moved for a in i.arrays[:2])
             return
-        total.run(self._flops(i, body), self._memory(i, body))
+        total.run(self._flops(i, body), self._memory(i, body), part)
         if i.opcode == "fusion" and self._stage(i.attribute("calls")) in (None, "Start"):
             inner = self.computations[i.attribute("calls")]
             for j in inner.values():

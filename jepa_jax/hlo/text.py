@@ -42,6 +42,12 @@ class Instruction:
     text: str
     is_root: bool
 
+    @property
+    def origin(self) -> str:
+        """The scopes and the operation of JAX that it is of; "" where the compiler says none."""
+        found = re.search(r'op_name="([^"]*)"', self.text)
+        return found.group(1) if found else ""
+
     def attribute(self, name: str) -> str | None:
         found = re.search(rf"[ ,]{name}=(%[\w.\-]+)", self.text)
         return found and found.group(1)

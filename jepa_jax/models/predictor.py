@@ -31,6 +31,7 @@ class Predictor(nnx.Module):
         self.output_projection = linear(config.width, embedding_size, bias=True, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
+    @jax.named_scope("predictor")
     def __call__(self, visual: jax.Array, query: jax.Array, query_mask: jax.Array) -> jax.Array:
         """Predicted embedding S^_Y, before normalisation.
 

@@ -59,6 +59,7 @@ class VLJEPA(nnx.Module):
         # The temperature is learned as log(1 / tau), so that it stays positive.
         self.log_logit_scale = nnx.Param(jnp.asarray(-math.log(loss.temperature), jnp.float32))
 
+    @jax.named_scope("x_encoder")
     def encode_frames(self, frames: jax.Array) -> jax.Array:
         """Visual tokens S_V: [B, T, H, W, C] uint8 RGB -> [B, N, D of the X-Encoder]."""
         return self.x_encoder(normalise_frames(frames, self.dtype))

@@ -29,6 +29,7 @@ class YEncoder(nnx.Module):
         """One state for a text: [B, L, D], [B, L] -> [B, D]. The mean, unless a subclass differs."""
         return masked_mean(x, mask)
 
+    @jax.named_scope("y_encoder")
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Target embedding S_Y, before normalisation.
 
