@@ -162,7 +162,7 @@ def read_benchmark(values: argparse.Namespace) -> benchmark.Benchmark:
         raise flags.UsageError(f"--task={values.task} needs --annotations=PATH: see docs/evaluation.md")
     path = pathlib.Path(values.annotations)
     if not path.exists():
-        raise flags.UsageError(f"--annotations={path}: no such file or folder")
+        raise flags.UsageError(f"--annotations={values.annotations}: no such file or folder of this machine")
     found = task.read(path, split)
     if values.query is not None:
         found = benchmark.with_query(found, values.query)
