@@ -85,10 +85,10 @@ class Decoder:
         """
         vocabulary = self.config.llama.vocab_size
         self._check_beams(beams)
-        if not (temperature >= 0 and np.isfinite(temperature)):
-            raise ValueError(f"temperature={temperature} must be 0 or more")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k} must be 1 or more")
+        if not 0 <= temperature <= float(np.finfo(np.float32).max):
+            raise ValueError(f"temperature={temperature} must be 0 or more, and no more than a float32 holds")
+        if top_k is not None and not (isinstance(top_k, int | np.integer) and top_k >= 1):
+            raise ValueError(f"top_k={top_k} must be a whole number from 1 on")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be over 0 and at most 1")
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
@@ -133,8 +133,10 @@ class Decoder:
 
     def _check_beams(self, beams: int) -> None:
         most = self.config.llama.vocab_size // 2
-        if beams not in range(1, most + 1):
-            raise ValueError(f"beams={beams} must be between 1 and half the vocabulary, {most}")
+        if not isinstance(beams, int | np.integer) or not 1 <= beams <= most:
+            raise ValueError(
+                f"beams={beams} must be a whole number between 1 and half the vocabulary, {most}"
+            )
 
     def _tokens(self, function, *arrays: np.ndarray, **options):
         run = functools.partial(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -176,7 +177,9 @@ class Model:
         return self._batched(_encode, checked_frames(frames))
 
     def check_query(self, query: str) -> None:
-        """Raise ValueError if a query is longer than the model takes."""
+        """Raise ValueError if a query is longer than the model takes, or no text."""
+        if not isinstance(query, str):
+            raise ValueError(f"the query {query!r} is no text")
         tokens, limit = self._tokenizers[0].count(query), self._lengths[0]
         if tokens > limit:
             raise ValueError(
@@ -196,6 +199,8 @@ class Model:
             neither frames nor visual tokens.
         """
         visual, width = np.asarray(video), self.config.model.x_encoder.width
+        if visual.dtype == np.dtype("V2"):  # what NumPy reads of bfloat16 that it saved
+            visual = visual.view(jnp.bfloat16)
         if visual.ndim != 3:
             visual = self.encode_video(visual)
         elif visual.shape[-1] != width or not visual.size:

@@ -177,27 +177,30 @@ class LlamaModel(PartModel):
         """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D] float32.
 
         Raises:
-          ValueError: a token that the table has no row for.
+          ValueError: a token that the table has no row for, or a mask of another shape.
         """
-        self._check(tokens)
-        return self._batched(_hidden_states, tokens, mask)
+        return self._batched(_hidden_states, *self._checked(tokens, mask))
 
     def logits(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Scores of the next token, of a whole language model: [B, L], [B, L] -> [B, L, V] float32.
 
         Raises:
-          ValueError: a token that the table has no row for, or a predictor, which has no head.
+          ValueError: a token that the table has no row for, a mask of another shape, or a predictor, which
+            has no head.
         """
         if not hasattr(self.config, "llama"):
             raise ValueError("a predictor has no logits: convert its source with --part=y_decoder")
-        self._check(tokens)
-        return self._batched(_logits, tokens, mask)
+        return self._batched(_logits, *self._checked(tokens, mask))
 
-    def _check(self, tokens: np.ndarray) -> None:
+    def _checked(self, tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tokens, mask = np.asarray(tokens), np.asarray(mask)
+        if tokens.ndim != 2 or tokens.shape != mask.shape:
+            raise ValueError(f"tokens and mask must both be [B, L], got {tokens.shape} and {mask.shape}")
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self._rows):
             raise ValueError(
                 f"tokens must be from 0 to {self._rows - 1}, got some from {tokens.min()} to {tokens.max()}"
             )
+        return tokens, mask
 
 
 def make(part: Part) -> PartModel:

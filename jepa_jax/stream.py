@@ -15,6 +15,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 
@@ -134,8 +135,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help=f"windows at a time; more for files {_DEFAULT}")
     online = parser.add_argument_group("as it comes")
     for field in dataclasses.fields(OnlineConfig):
-        default = f"(default: {field.default})"
-        online.add_argument(f"--{field.name}", type=field.type, help=default)
+        kind = next(iter(get_args(field.type)), field.type)
+        default = f"(default: {'by --step' if field.default is None else field.default})"
+        online.add_argument(f"--{field.name}", type=kind, help=default)
     whole = parser.add_argument_group("the whole video")
     whole.add_argument("--offline", action="store_true", help="segments by clustering, once all is seen")
     whole.add_argument("--segments", type=int, metavar="N", help="at most so many")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -91,8 +92,12 @@ def test_embeddings_are_unit_vectors_of_their_own_input(model, frames):
     assert np.abs(model.embed_video(frames, "what does it do?") - embedded).max() > 1e-3
 
 
-def test_one_encoding_serves_many_queries(model, frames):
+def test_one_encoding_serves_many_queries(model, frames, tmp_path):
     visual = model.encode_video(frames)
+    as_bfloat16 = visual.astype(jnp.bfloat16)
+    np.save(tmp_path / "visual.npy", as_bfloat16)  # which forgets what they are
+    kept = np.load(tmp_path / "visual.npy")
+    np.testing.assert_array_equal(model.predict(kept, "count"), model.predict(as_bfloat16, "count"))
     tiny.assert_close(
         model.predict(visual, ["count the things"] * CLIPS),
         model.embed_video(frames, "count the things"),
@@ -126,6 +131,8 @@ def test_empty_and_uneven_input_is_refused(model, frames):
         model.classify(frames, [])
     with pytest.raises(ValueError, match=r"embeddings must be \[B, 16\], got \(3,\)"):
         model.decode(np.zeros(3))
+    with pytest.raises(ValueError, match=r"the query \['a'\] is no text"):
+        next(model.stream(iter(()), 25.0, ["a"], bank=["b"]))
     with pytest.raises(ValueError, match="must be finite"):
         model.decode(np.full((1, 16), np.nan), bank=["a"])
 

@@ -180,11 +180,13 @@ def test_settings_out_of_range_are_refused(trained):
     write = jepa_jax.load(trained).decoder
     x = np.ones((1, run_config.model.embedding_size), np.float32)
     for settings, sentence in (
-        ({"beams": 0}, "beams=0 must be between 1 and half the vocabulary, 512"),
-        ({"beams": 1.5}, "beams=1.5 must be between 1 and half the vocabulary, 512"),
+        ({"beams": 0}, "beams=0 must be a whole number between 1 and half the vocabulary, 512"),
+        ({"beams": 2.0}, "beams=2.0 must be a whole number between 1 and half the vocabulary, 512"),
         ({"temperature": 1.0, "seed": -1}, "seed=-1 must be a whole number between 0 and 4294967295"),
         ({"temperature": -1.0}, "temperature=-1.0 must be 0 or more"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k=0 must be 1 or more"),
+        ({"temperature": 1e39}, "no more than a float32 holds"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k=0 must be a whole number from 1 on"),
+        ({"temperature": 1.0, "top_k": 2.5}, "top_k=2.5 must be a whole number from 1 on"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5 must be over 0 and at most 1"),
         ({"temperature": 1.0, "beams": 2}, "give one"),
         ({"top_k": 3}, "give a temperature over 0"),

@@ -66,6 +66,18 @@ def dense_rules(count: int) -> list[Rule]:
     return [Rule(f"dense/{k}/kernel", f"dense:{k}/linear.weight", TRANSPOSE) for k in range(count)]
 
 
+def _full_every(full: Sequence[bool], file: str) -> int:
+    """Of layers the one in so many that sees every position; beyond their number where none does.
+
+    Raises:
+      ConversionError: they follow no such rule.
+    """
+    every = full.index(True) + 1 if True in full else len(full) + 1
+    if full != [(i + 1) % every == 0 for i in range(len(full))]:
+        raise ConversionError(f"{file}: the layers that see every position are not regular: {full}")
+    return every
+
+
 def config_from(reference, dense_widths: Sequence[int] = ()) -> YEncoderConfig:
     """From a `transformers.Gemma3TextConfig`.
 
@@ -85,10 +97,7 @@ def config_from(reference, dense_widths: Sequence[int] = ()) -> YEncoderConfig:
     strange = set(reference.layer_types) - {"sliding_attention", "full_attention"}
     if strange:
         raise ConversionError(f"config.json: layer_types have {min(strange)!r}, which is not built")
-    full = [kind == "full_attention" for kind in reference.layer_types]
-    full_every = full.index(True) + 1 if any(full) else len(full) + 1
-    if full != [(i + 1) % full_every == 0 for i in range(len(full))]:
-        raise ConversionError(f"config.json: layer_types {reference.layer_types} are not regular")
+    full_every = _full_every([kind == "full_attention" for kind in reference.layer_types], "config.json")
     # The bidirectional configuration already holds the exclusive bound |i - j| < sliding_window.
     bidirectional = reference.use_bidirectional_attention
     window = reference.sliding_window - 1 if bidirectional else reference.sliding_window // 2
@@ -149,10 +158,15 @@ def config_from_gguf(metadata: Mapping, tensors: Tensors) -> YEncoderConfig:
     """From a GGUF file's metadata (architecture `gemma3`).
 
     Raises:
-      ConversionError: a field that is needed is not there.
+      ConversionError: a field that is needed is not there, or one asks for what is not built.
     """
+    if metadata.get("gemma3.attn_logit_softcapping"):
+        raise ConversionError("the GGUF file: gemma3.attn_logit_softcapping is not built")
     try:
         get = lambda key: metadata[f"gemma3.{key}"]
+        pattern = metadata.get("gemma3.attention.sliding_window_pattern", 6)
+        if isinstance(pattern, list):  # of each layer, whether it slides
+            pattern = _full_every([not slides for slides in pattern], "the GGUF file")
         heads = get("attention.head_count")
         head_size = tensors.info["blk.0.attn_q.weight"].shape[0] // heads
         require_plain_rope(metadata, "gemma3", head_size)
@@ -165,10 +179,10 @@ def config_from_gguf(metadata: Mapping, tensors: Tensors) -> YEncoderConfig:
             head_size=head_size,
             mlp_width=get("feed_forward_length"),
             window=get("attention.sliding_window") // 2,
-            full_every=metadata.get("gemma3.attention.sliding_window_pattern", 6),
+            full_every=pattern,
             rope_theta_full=float(f"{metadata.get('gemma3.rope.freq_base', 1e6):.7g}"),
             rope_theta_sliding=float(f"{metadata.get('gemma3.rope.freq_base_swa', 1e4):.7g}"),
-            query_scalar=float(head_size),
+            query_scalar=float(f"{metadata.get('gemma3.attention.scale', head_size**-0.5) ** -2:.7g}"),
             norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.7g}"),
         )
     except KeyError as error:

@@ -1,5 +1,6 @@
 """A sentence-transformers folder: what its modules do with the states of the model."""
 
+import logging
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from jepa_jax.flags import UsageError
 from weights_conversion.files import inside, read_json
 
+logger = logging.getLogger(__name__)
 # No text is so long.
 _NO_BOUND = 10**9
 
@@ -54,8 +56,34 @@ def read_modules(path: pathlib.Path) -> SentenceModules:
                 raise UsageError(f"{path / 'modules.json'} has a module {kind!r} that is not built")
     if model is None:
         raise UsageError(f"{path / 'modules.json'} names no Transformer")
+    _check_texts(path, model)
     found.folder, found.max_length = model, _max_length(model)
     return found
+
+
+def _check_texts(path: pathlib.Path, model: pathlib.Path) -> None:
+    """What sentence-transformers does to a text before the tokenizer sees it.
+
+    Raises:
+      UsageError: it makes all letters lower case where the tokenizer does not.
+    """
+    name = "sentence_bert_config.json"
+    lower = lambda file: (model / file).is_file() and read_json(model / file).get("do_lower_case")
+    if lower(name) and not lower("tokenizer_config.json"):
+        raise UsageError(
+            f"{model / name}: do_lower_case is true, and not in tokenizer_config.json: not built"
+        )
+    options = path / "config_sentence_transformers.json"
+    found = read_json(options) if options.is_file() else {}
+    prompts, chosen = found.get("prompts"), found.get("default_prompt_name")
+    prompt = prompts.get(chosen) if isinstance(prompts, dict) and isinstance(chosen, str) else None
+    if prompt:
+        logger.warning(
+            "%s: sentence-transformers puts %r before every text, and this conversion nothing: name it in "
+            "data.target_prefix of a run",
+            options,
+            prompt,
+        )
 
 
 def _max_length(model: pathlib.Path) -> int | None:

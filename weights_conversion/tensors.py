@@ -281,7 +281,7 @@ class GGUF:
     """A GGUF file; quantised tensors are read as float32.
 
     Attributes:
-      metadata: its key-value pairs, arrays (the vocabulary) left out.
+      metadata: its key-value pairs; of arrays (the vocabulary) those of booleans alone.
     """
 
     def __init__(self, file: pathlib.Path):
@@ -297,10 +297,11 @@ class GGUF:
         except Exception as error:  # the reader raises whatever a cut file leads it to
             reason = first_line(error)
             raise UsageError(f"{file} is truncated or no GGUF file ({reason}): download it again") from error
+        kinds = gguf.GGUFValueType
         self.metadata = {
             key: field.contents()
             for key, field in reader.fields.items()
-            if field.types and field.types[0] != gguf.GGUFValueType.ARRAY
+            if field.types and (field.types[0] != kinds.ARRAY or field.types[1:] == [kinds.BOOL])
         }
         types = gguf.GGMLQuantizationType
         self.info = {

@@ -1,5 +1,6 @@
 """V-JEPA 2: the name tables of Hugging Face's and of Meta's own checkpoints."""
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -7,6 +8,9 @@ from jepa_jax.config import XEncoderConfig
 from weights_conversion.engine import SAME, TRANSPOSE, ConversionError, Rule, Transform, Unused, require
 from weights_conversion.tensors import TensorInfo
 
+logger = logging.getLogger(__name__)
+# Of which the heads are known: ViT-B, ViT-L, ViT-H and ViT-g.
+_RELEASED_WIDTHS = (768, 1024, 1280, 1408)
 _LINEAR = {"kernel": ("weight", TRANSPOSE), "bias": ("bias", SAME)}
 _NORM = {"scale": ("weight", SAME), "bias": ("bias", SAME)}
 
@@ -177,6 +181,8 @@ def config_of_shapes(
         raise ConversionError(f"no V-JEPA 2 encoder: {patch} and {up} are not there as expected") from error
     most = 16 if width == 1280 else max(1, width // 64)
     heads = next(n for n in range(most, 0, -1) if width % n == 0)
+    if width not in _RELEASED_WIDTHS:
+        logger.warning("heads leave no trace in the weights: %d are guessed, or set --config.heads=N", heads)
     return XEncoderConfig(
         width=width,
         layers=count_numbers(info, layer),

@@ -141,7 +141,8 @@ class Tokenizer:
             return []
         whole = [self.prefix + _whole(text) for text in texts]
         with self._lock:
-            return [len(ids) for ids in self._tokenizer(whole)["input_ids"]]
+            # Not verbose: it warns of a text that is longer than a model takes, which is cut later.
+            return [len(ids) for ids in self._tokenizer(whole, verbose=False)["input_ids"]]
 
     def count(self, text: str) -> int:
         """Tokens of one text, special ones included."""

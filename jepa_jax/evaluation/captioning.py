@@ -8,8 +8,8 @@ import numpy as np
 from jepa_jax.evaluation.benchmark import Answers, Item, Metrics, decoder_of
 from jepa_jax.flags import UsageError
 
-# Numbers with their dots and commas, words with the hyphens and apostrophes inside them.
-_WORD = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|\w+(?:[-']\w+)*")
+# Numbers with their dots and commas, words; either with the hyphens and apostrophes inside it.
+_WORD = re.compile(r"(?:\d+(?:[.,]\d+)+|\w+)(?:[-']\w+)*")
 _CONTRACTION = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))$")
 
 

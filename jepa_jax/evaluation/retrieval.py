@@ -9,6 +9,8 @@ from jepa_jax.flags import UsageError
 
 # So many scores are in memory at a time.
 _SCORES_AT_ONCE = 2**24
+# Of a cosine of float32 vectors.
+_TIE = 1e-6
 
 
 def _blocks(rows: int, columns: int) -> list[slice]:
@@ -21,7 +23,8 @@ def ranks_of_scores(scores: np.ndarray, is_match: np.ndarray) -> np.ndarray:
     """Rank, from 1, of the best match of each row.
 
     Ties count against the query: an item that scores as high as the match stands before it, so a
-    model that gives everything one embedding ranks last, not first.
+    model that gives everything one embedding ranks last, not first. Scores of equal embeddings differ by
+    their place in a matrix product: what is no further apart than that is a tie.
 
     Args:
       scores: [Q, P], higher is nearer.
@@ -34,7 +37,7 @@ def ranks_of_scores(scores: np.ndarray, is_match: np.ndarray) -> np.ndarray:
       UsageError: a score is not a number; compared with, it would come first.
     """
     best = np.where(is_match, checked_numbers(scores), -np.inf).max(axis=1, keepdims=True)
-    return 1 + ((scores >= best) & ~is_match).sum(axis=1)
+    return 1 + ((scores >= best - _TIE) & ~is_match).sum(axis=1)
 
 
 def ranks(queries: np.ndarray, gallery: np.ndarray, is_match: np.ndarray) -> np.ndarray:

@@ -25,6 +25,11 @@ from jepa_jax.models.sharded import lookup
 from jepa_jax.models.y_encoder import YEncoder
 
 
+def _gelu(x: jax.Array) -> jax.Array:
+    # A function of the module: two models of one configuration are then the same to `jax.jit`.
+    return jax.nn.gelu(x, approximate=True)
+
+
 class Block(nnx.Module):
     """Gemma 3 block: norms before and after attention and MLP, norms on queries and keys."""
 
@@ -42,8 +47,7 @@ class Block(nnx.Module):
         gain = residual_gain(config.layers)
         self.norm_after_attention = norm(config.width, gain=gain)
         self.norm_before_mlp = norm(config.width)
-        gelu = functools.partial(jax.nn.gelu, approximate=True)
-        self.mlp = GatedMLP(config.width, config.mlp_width, gelu, dtype=dtype, rngs=rngs)
+        self.mlp = GatedMLP(config.width, config.mlp_width, _gelu, dtype=dtype, rngs=rngs)
         self.norm_after_mlp = norm(config.width, gain=gain)
         self.head_size = config.head_size
         self.scale = config.query_scalar**-0.5

@@ -28,6 +28,11 @@ from jepa_jax.models.sharded import lookup
 Cache = tuple[jax.Array, jax.Array]
 
 
+def _silu(x: jax.Array) -> jax.Array:
+    # JAX's own is compiled by itself, and what it then is cannot be pickled.
+    return jax.nn.silu(x)
+
+
 class Block(nnx.Module):
     """Pre-norm block: grouped-query rotary attention, then a gated SiLU MLP; no biases."""
 
@@ -40,7 +45,7 @@ class Block(nnx.Module):
         gain = residual_gain(config.layers)
         self.out = make(config.heads * config.head_size, config.width, gain=gain)
         self.norm2 = RMSNorm(config.width, eps=config.norm_eps)
-        self.mlp = GatedMLP(config.width, config.mlp_width, jax.nn.silu, gain=gain, dtype=dtype, rngs=rngs)
+        self.mlp = GatedMLP(config.width, config.mlp_width, _silu, gain=gain, dtype=dtype, rngs=rngs)
         self.head_size = config.head_size
         self.causal = config.causal
 

@@ -62,5 +62,6 @@ class EventLog:
 
 def read_events(path: pathlib.Path) -> list[Event]:
     """The events of a file; a last line cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [Event(**json.loads(line)) for line in lines if line.endswith("\n")]
+    # Not `splitlines`: a text may hold what Unicode ends lines by, which JSON leaves as it is.
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [Event(**json.loads(line)) for line in whole]

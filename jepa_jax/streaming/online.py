@@ -5,6 +5,7 @@
 
 import collections
 import dataclasses
+import numbers
 
 import numpy as np
 
@@ -21,13 +22,13 @@ class OnlineConfig:
       release: the share of `threshold` below which things are calm again. Until they are, only a variance
         above `threshold / release` is another change, so that noise about the threshold gives one decode,
         not many.
-      variance_windows: how many windows the variance is of.
+      variance_windows: how many windows the variance is of; None is as many as renew a window, at least 2.
       smoothing: how many windows' embeddings are averaged first.
     """
 
     threshold: float = 0.05
     release: float = 0.5
-    variance_windows: int = 2
+    variance_windows: int | None = None
     smoothing: int = 1
 
     def __post_init__(self):
@@ -35,7 +36,11 @@ class OnlineConfig:
             raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
         if not 0 < self.release <= 1:
             raise ValueError(f"release={self.release} must be above 0 and at most 1")
-        if self.variance_windows < 2:
+        for name in ("variance_windows", "smoothing"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, numbers.Integral):
+                raise ValueError(f"{name}={value!r} must be a whole number")
+        if self.variance_windows is not None and self.variance_windows < 2:
             raise ValueError(f"variance_windows={self.variance_windows}: a variance takes at least 2")
         if self.smoothing < 1:
             raise ValueError(f"smoothing={self.smoothing} must be at least 1")
@@ -70,11 +75,12 @@ class OnlineDecoder:
     """Says of each window whether to decode there.
 
     A change is noticed while the window still holds frames from before it, and an embedding of both
-    sides means neither. So the decode waits until the window has been renewed.
+    sides means neither. So the decode waits until the window has been renewed, but for what came before
+    the change in the step that showed it: less than half a window, which matters less than to be late.
 
     Args:
       config: when to decode.
-      renewal: after how many windows none of the frames is the same: ceil(frames / step).
+      renewal: after how many windows none of the frames is the same.
 
     Attributes:
       novelty: the variance at the last window.
@@ -84,8 +90,9 @@ class OnlineDecoder:
         self._config = config
         # Windows from the one in which a change is seen to the first that is free of what was before.
         self._patience = renewal - 1 + config.smoothing - 1
+        self._variance_windows = config.variance_windows or max(2, renewal)
         self._raw: collections.deque[Embedded] = collections.deque(maxlen=config.smoothing)
-        self._smooth: collections.deque[np.ndarray] = collections.deque(maxlen=config.variance_windows)
+        self._smooth: collections.deque[np.ndarray] = collections.deque(maxlen=self._variance_windows)
         self._calm = False
         self._start: float | None = None  # of the change that waits for its decode
         self._waiting = 0
@@ -122,7 +129,7 @@ class OnlineDecoder:
         if self._calm:
             return self.novelty > config.threshold
         # The variance is of windows after the last change alone, and still so high.
-        passed = self._since >= config.variance_windows - 1
+        passed = self._since >= self._variance_windows - 1
         return passed and self.novelty > config.threshold / config.release
 
     def _decode(self, smooth: np.ndarray) -> Decode:

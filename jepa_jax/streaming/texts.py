@@ -68,7 +68,7 @@ def read_bank(path: str) -> list[str]:
     if file.stat().st_size > MAX_BANK_BYTES:
         raise UsageError(f"--bank={path} has more than {MAX_BANK_BYTES:,} bytes")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # and by nothing else: texts may hold it
     except UnicodeDecodeError as error:
         raise UsageError(f"--bank={path} is not UTF-8 text (byte {error.start})") from error
     texts = [line.strip() for line in lines if line.strip()]

@@ -63,7 +63,8 @@ def slide(frames: Iterable[Frame], size: int, step: int, rate: float) -> Iterato
     if seen < size:
         raise NoVideoError(
             f"the video is too short: it gives {seen} frame{'s' * (seen != 1)} at {rate:g} a second, and a "
-            f"window takes {size}; with a shorter window frames are taken more often"
+            f"window takes {size}"
+            + ("; with a shorter window frames are taken more often" if seen > 1 else "")
         )
 
 
@@ -110,7 +111,8 @@ def look(
       batch: as of `embed`.
 
     Returns:
-      The windows, and after how many of them none of the frames is the same.
+      The windows, and after how many of them none of the frames is the same, wherever in one a change may
+      be: `renewal` of `OnlineDecoder`.
 
     Raises:
       ValueError: a window or a step that is not above 0, or more than 1,000 frames a second.
@@ -127,4 +129,6 @@ def look(
         dataclasses.replace(frame, pixels=resize_and_crop(frame.pixels[None], data.resize, crop)[0])
         for frame in at_rate(frames, rate)
     )
-    return embed(slide(prepared, size, stride, rate), model, query, batch), -(-size // stride)
+    # Windows that share no frames may each hold a change: only the next one is free of what was before.
+    renewal = max(-(-size // stride), min(size, 2))
+    return embed(slide(prepared, size, stride, rate), model, query, batch), renewal

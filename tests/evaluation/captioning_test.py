@@ -73,6 +73,9 @@ def test_words():
         *("a", "man", "'s", "t-shirt", "do", "n't", "ever", "wash", "at", "30.5", "degrees")
     ]
     assert words("It\N{RIGHT SINGLE QUOTATION MARK}s 3pm.Then") == ["it", "'s", "3pm", "then"]
+    # As the Penn Treebank's tokenizer has them.
+    for whole in ("3-year-old", "5-star", "50-50", "360-degree", "1,000", "2.5-inch", "4x4", "2-on-2"):
+        assert words(f"a {whole} one") == ["a", whole, "one"]
     assert words(" -- ... ") == []
 
 

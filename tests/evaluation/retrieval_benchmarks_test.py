@@ -112,6 +112,16 @@ def test_few_scores_are_in_memory_at_a_time_and_how_many_changes_nothing(monkeyp
     assert max(sizes) <= 200
 
 
+@pytest.mark.parametrize(("clips", "size"), [(5, 64), (9, 128), (9, 1536), (11, 128), (64, 300)])
+def test_one_embedding_for_everything_ranks_last(clips, size):
+    """A matrix product gives equal rows scores that differ in the last bit."""
+    row = np.random.default_rng(clips).standard_normal(size).astype(np.float32)
+    same = np.tile(row / np.linalg.norm(row), (clips, 1))
+    metrics = retrieval_metrics(same, same)
+    assert metrics["text_to_video_median_rank"]["value"] == clips
+    assert metrics["text_to_video_recall_at_1"]["value"] == 0
+
+
 def test_embeddings_that_are_not_numbers_are_not_ranked_first():
     with pytest.raises(ValueError, match="not numbers"):
         ranks_of_scores(np.array([[np.nan, 0.1]]), np.array([[True, False]]))

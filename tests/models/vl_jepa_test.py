@@ -1,6 +1,7 @@
 """The three parts together: unit vectors, how they run, and which of their parameters train."""
 
 import dataclasses
+import pickle
 from typing import get_args
 
 import jax
@@ -45,6 +46,14 @@ def config_with(**factors):
     """A run with these learning-rate factors."""
     optim = OptimConfig(learning_rate=0.01, factors=LearningRateFactors(**factors))
     return tiny.run_config(optim=optim)
+
+
+def test_two_models_of_one_configuration_are_one_to_the_compiler():
+    """Equal graphs, so that what was compiled for one serves the other, in another process too."""
+    first, second = (nnx.graphdef(nnx.eval_shape(make())) for _ in range(2))
+    assert first == second
+    assert hash(first) == hash(second)
+    assert pickle.loads(pickle.dumps(first)) == first
 
 
 def test_scan_and_remat_change_neither_values_nor_gradients():

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from jepa_jax.streaming.events import EventLog, read_events
 from jepa_jax.streaming.online import Decode
@@ -24,6 +25,16 @@ def test_equal_texts_in_a_row_are_one_event_and_ends_meet_beginnings(tmp_path):
         (40, 47, 43, "a", 0.2),
     ]
     assert log.decodes == 5
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\r"])
+def test_what_else_ends_lines_is_part_of_a_text(end, tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    for i in range(2):
+        log.add(Decode(i, i + 0.5, np.zeros(2)), f"{i}a{end}b", 0.5)
+    log.end(2)
+    log.close()
+    assert [event.text for event in read_events(tmp_path / "events.jsonl")] == [f"0a{end}b", f"1a{end}b"]
 
 
 def test_lines_are_json_and_half_a_line_is_left_out(tmp_path):

@@ -11,16 +11,18 @@ from jepa_jax.streaming.windows import Embedded
 E, SIZE, STEP = 11, 4, 2
 
 
-def windows_of(lengths: list[int], seed: int = 0, noise: float = 0.0) -> tuple[list[Embedded], np.ndarray]:
+def windows_of(
+    lengths: list[int], seed: int = 0, noise: float = 0.0, size: int = SIZE, step: int = STEP
+) -> tuple[list[Embedded], np.ndarray]:
     """Windows of 4 frames every 2 over scenes of so many frames; a window's embedding is the mean of its
     frames', each its scene's random unit vector. And the scenes' vectors."""
     rng = np.random.default_rng(seed)
     scenes = unit(rng.standard_normal((len(lengths), E)))
     frames = np.repeat(scenes, lengths, axis=0)
     found = []
-    for start in range(0, len(frames) - SIZE + 1, STEP):
-        mean = frames[start : start + SIZE].mean(axis=0) + noise * rng.standard_normal(E) / np.sqrt(E)
-        found.append(Embedded(start, start + SIZE, unit(mean), 0.0))
+    for start in range(0, len(frames) - size + 1, step):
+        mean = frames[start : start + size].mean(axis=0) + noise * rng.standard_normal(E) / np.sqrt(E)
+        found.append(Embedded(start, start + size, unit(mean), 0.0))
     return found, scenes
 
 
@@ -45,6 +47,18 @@ def test_one_decode_a_scene_of_that_scene_alone(variance_windows):
     assert np.abs(np.array([d.start for d in decodes]) - starts).max() <= STEP
     ends = np.cumsum(lengths)
     assert all(s <= d.middle <= e for s, d, e in zip(starts, decodes, ends, strict=True))
+
+
+@pytest.mark.parametrize(("size", "step"), [(16, 16), (16, 8), (16, 5), (16, 1), (4, 4), (4, 1), (4, 7)])
+def test_a_cut_anywhere_in_a_step_gives_one_decode_of_the_new_scene(size, step):
+    renewal = max(-(-size // step), 2)
+    for offset in range(step):
+        lengths = [8 * max(size, step) + offset] + [8 * max(size, step)] * 3
+        windows, scenes = windows_of(lengths, offset, size=size, step=step)
+        decoder = OnlineDecoder(OnlineConfig(threshold=0.03), renewal)
+        found = [decode for window in windows if (decode := decoder(window)) is not None]
+        assert len(found) == len(scenes)
+        assert all(d.embedding @ scene > 0.9 for d, scene in zip(found, scenes, strict=True))
 
 
 def test_a_scene_that_stays_is_decoded_once():
@@ -99,6 +113,8 @@ def test_the_state_does_not_grow():
         ({"release": 0.0}, "release=0.0 must be above 0"),
         ({"variance_windows": 1}, "takes at least 2"),
         ({"smoothing": 0}, "smoothing=0 must be at least 1"),
+        ({"smoothing": 1.5}, "smoothing=1.5 must be a whole number"),
+        ({"variance_windows": 2.5}, "variance_windows=2.5 must be a whole number"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -32,8 +32,8 @@ def test_what_is_written_is_scored_by_its_own_embedding():
 
 
 def test_a_bank_is_read_without_empty_lines(tmp_path):
-    (tmp_path / "bank.txt").write_text("\ufeffa dog\n\n  ein Bär  \r\n", encoding="utf-8")
-    assert read_bank(str(tmp_path / "bank.txt")) == ["a dog", "ein Bär"]
+    (tmp_path / "bank.txt").write_text("\ufeffa dog\n\n  ein Bär  \r\ntwo\u2028parts", encoding="utf-8")
+    assert read_bank(str(tmp_path / "bank.txt")) == ["a dog", "ein Bär", "two\u2028parts"]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def test_one_window_at_a_time_waits_for_no_later_frame():
         ({}, [0, 0.5, 1, 1.5], 2),
         ({"step": 0.25}, np.arange(0, 1.51, 0.25), 4),
         ({"step": 0.35}, np.arange(0, 1.51, 0.25), 4),
-        ({"step": 3.0}, [0], 1),
+        ({"step": 1.0}, [0, 1], 2),
+        ({"step": 3.0}, [0], 2),
     ],
 )
 def test_frames_of_any_size_and_rate_are_looked_at(settings, starts, renewal):

@@ -157,7 +157,7 @@ def test_a_run_is_exported_as_it_was_trained(tmp_path):
     assert (way_back(tmp_path, tmp_path / "one", "--part=predictor") / "config.json").exists()
 
 
-def test_meta_s_vjepa2_is_hugging_face_s(tmp_path):
+def test_meta_s_vjepa2_is_hugging_face_s(tmp_path, caplog):
     model = folders.vjepa2()
     hugging_face = convert(folders.save(model, tmp_path / "hf"), tmp_path / "a")
     file = tmp_path / "vitl.pt"
@@ -166,6 +166,7 @@ def test_meta_s_vjepa2_is_hugging_face_s(tmp_path):
     meta = convert(file, tmp_path / "b", *sizes)
     assert_same(hugging_face, meta)
     assert parts.open_part(meta).config == parts.open_part(hugging_face).config
+    assert "heads leave no trace in the weights" in caplog.text
     # V-JEPA's own predictor comes back under Hugging Face's names.
     expected, found = tensors(tmp_path / "hf"), tensors(way_back(meta, tmp_path / "back"))
     assert {n: x.tolist() for n, x in found.items()} == {n: x.tolist() for n, x in expected.items()}
@@ -322,6 +323,8 @@ def test_load_opens_every_part(tmp_path):
     for wrong in (ids - 1, ids + 41):
         with pytest.raises(ValueError, match="tokens must be from 0 to 40"):
             llama.logits(wrong, mask)
+    with pytest.raises(ValueError, match=r"must both be \[B, L\], got \(2, 5\) and \(1, 5\)"):
+        llama.logits(ids.tolist(), mask[:1].tolist())
     predictor = jepa_jax.load(convert(tmp_path / "l", tmp_path / "c", "--part=predictor"))
     with pytest.raises(ValueError, match="a predictor has no logits"):
         predictor.logits(ids, mask)

@@ -47,7 +47,7 @@ def write(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
+    add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
     for name, value in numbers.items():
         add[type(value)](f"{kind}.{name}", value)
     for name, x in tensors.items():
@@ -147,21 +147,28 @@ def test_a_type_that_is_not_read_and_a_tokenizer_of_another_kind(tmp_path, capsy
     assert not list((tmp_path / "part").glob("tokenizer*"))
 
 
-def test_a_gemma_is_hugging_face_s_but_for_the_rounding_of_its_norms(tmp_path):
-    model = folders.gemma()
-    state, config = model.state_dict(), model.config
+def gemma_tensors(model) -> dict[str, np.ndarray]:
+    state = model.state_dict()
     tensors = {
         "token_embd.weight": state["embed_tokens.weight"],
         "output_norm.weight": state["norm.weight"] + 1,
     }
-    for i in range(config.num_hidden_layers):
+    for i in range(model.config.num_hidden_layers):
         for theirs, ours in GEMMA.items():
             x = state[f"layers.{i}.{ours}.weight"]
             tensors[f"blk.{i}.{theirs}.weight"] = x + 1 if "norm" in theirs else x
-    numbers = {"attention.sliding_window": 8, "rope.freq_base": 1000.0, "attention.sliding_window_pattern": 3}
-    numbers["rope.freq_base_swa"] = 100.0
-    tensors = {name: x.numpy() for name, x in tensors.items()}
-    file = write(tmp_path / "m.gguf", "gemma3", config, tensors, numbers)
+    return {name: x.numpy() for name, x in tensors.items()}
+
+
+NUMBERS = {"attention.sliding_window": 8, "rope.freq_base": 1000.0, "rope.freq_base_swa": 100.0}
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_gemma_is_hugging_face_s_but_for_the_rounding_of_its_norms(tmp_path, as_list):
+    model = folders.gemma()
+    slides = [(i + 1) % 3 > 0 for i in range(model.config.num_hidden_layers)]
+    numbers = NUMBERS | {"attention.sliding_window_pattern": slides if as_list else 3}
+    file = write(tmp_path / "m.gguf", "gemma3", model.config, gemma_tensors(model), numbers)
     part = convert(file, tmp_path / "a")
     found, expected = arrays(part), arrays(convert(folders.save(model, tmp_path / "hf"), tmp_path / "b"))
     assert found.keys() == expected.keys()
@@ -170,3 +177,24 @@ def test_a_gemma_is_hugging_face_s_but_for_the_rounding_of_its_norms(tmp_path):
     config = parts.open_part(part).config
     assert (config.window, config.full_every) == (4, 3)
     assert (config.rope_theta_full, config.rope_theta_sliding) == (1000.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"attention.sliding_window_pattern": [True, True, False, False]}, "not regular"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is not built"),
+    ],
+)
+def test_what_a_gemma_asks_for_and_is_not_built_is_refused(said, words, tmp_path, capsys):
+    model = folders.gemma()
+    file = write(tmp_path / "m.gguf", "gemma3", model.config, gemma_tensors(model), NUMBERS | said)
+    assert flags.run(main, [f"--source={file}", f"--out={tmp_path / 'part'}"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_gemma_s_own_scale_of_attention_is_taken(tmp_path):
+    model = folders.gemma()
+    numbers = NUMBERS | {"attention.scale": 49**-0.5}
+    file = write(tmp_path / "m.gguf", "gemma3", model.config, gemma_tensors(model), numbers)
+    assert parts.open_part(convert(file, tmp_path / "part")).config.query_scalar == pytest.approx(49)

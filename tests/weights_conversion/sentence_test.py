@@ -1,0 +1,44 @@
+"""What sentence-transformers does to a text before its model sees it."""
+
+import json
+
+import pytest
+
+from jepa_jax.flags import UsageError
+from weights_conversion.sentence import read_modules
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Files of a folder around a model, by name; gives the folder."""
+
+    def write(**files: dict | list):
+        files = {"modules": [{"type": "sentence_transformers.models.Transformer", "path": ""}], **files}
+        for name, content in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def test_letters_that_the_tokenizer_leaves_and_sentence_transformers_lowers_are_refused(write):
+    folder = write(sentence_bert_config={"do_lower_case": False})
+    assert read_modules(folder).folder == folder
+    write(sentence_bert_config={"do_lower_case": True}, tokenizer_config={"do_lower_case": True})
+    assert read_modules(folder).folder == folder
+    write(tokenizer_config={"do_lower_case": False})
+    with pytest.raises(UsageError, match="do_lower_case is true, and not in"):
+        read_modules(folder)
+
+
+@pytest.mark.parametrize("chosen", [None, "document", "gone"])
+def test_prompts_that_are_not_put_before_every_text_say_nothing(chosen, write, caplog):
+    prompts = {"query": "query: ", "document": ""}
+    read_modules(write(config_sentence_transformers={"prompts": prompts, "default_prompt_name": chosen}))
+    assert not caplog.messages
+
+
+def test_a_prompt_that_is_put_before_every_text_is_told(write, caplog):
+    said = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    read_modules(write(config_sentence_transformers=said))
+    assert "puts 'query: ' before every text" in caplog.text
