@@ -8,20 +8,33 @@ import numpy as np
 from jepa_jax.evaluation.benchmark import Answers, Item, Metrics, decoder_of
 from jepa_jax.flags import UsageError
 
-# Numbers with their dots and commas, words; either with the hyphens and apostrophes inside it.
-_WORD = re.compile(r"(?:\d+(?:[.,]\d+)+|\w+)(?:[-']\w+)*")
+_WORD = re.compile(
+    r"""
+    (?:[^\W\d_]\.){2,}                             # u.s., e.g.
+    | (?:mr|mrs|ms|dr|prof|jr|sr|st|vs|etc|co|inc|ltd)\.
+    | [^\W\d_]{1,2}&[^\W\d_]{1,2}(?!\w)             # at&t, r&b
+    | (?:\d+(?:[.,:]\d+)+|\w+)(?:[-'/]\w+)*         # 1,000, 10:30, 3-year-old, his/her
+    | [&$%\#@+=*/()[\]{}]
+    """,
+    re.VERBOSE,
+)
 _CONTRACTION = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))$")
+# What the Penn Treebank's tokenizer writes for some.
+_WRITTEN = {
+    "cannot": "can not", "gonna": "gon na", "wanna": "wan na", "gotta": "got ta", "gimme": "gim me",
+    "lemme": "lem me", "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
+}  # fmt: skip
 
 
 def words(text: str) -> list[str]:
     """A text's words, lower case, without punctuation.
 
     Near to the Penn Treebank's tokenizer that published figures use: contractions are split ("don't"
-    is "do n't", "man's" is "man 's"), hyphenated words are one.
+    is "do n't", "man's" is "man 's"), hyphenated words are one, brackets and symbols are words.
     """
     found = []
     for word in _WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
-        found += _CONTRACTION.sub(r" \1", word).split()
+        found += _WRITTEN.get(word, _CONTRACTION.sub(r" \1", word)).split()
     return found
 
 

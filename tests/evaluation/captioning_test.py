@@ -69,13 +69,27 @@ def test_case_and_punctuation_do_not_count():
 
 
 def test_words():
+    """What Stanford's tokenizer, with pycocoevalcap's list of punctuation, makes of them."""
     assert words("A man's T-shirt: don't (ever) wash, at 30.5 degrees...") == [
-        *("a", "man", "'s", "t-shirt", "do", "n't", "ever", "wash", "at", "30.5", "degrees")
+        *("a", "man", "'s", "t-shirt", "do", "n't", "-lrb-", "ever", "-rrb-", "wash", "at", "30.5", "degrees")
     ]
-    assert words("It\N{RIGHT SINGLE QUOTATION MARK}s 3pm.Then") == ["it", "'s", "3pm", "then"]
-    # As the Penn Treebank's tokenizer has them.
-    for whole in ("3-year-old", "5-star", "50-50", "360-degree", "1,000", "2.5-inch", "4x4", "2-on-2"):
+    assert words("It\N{RIGHT SINGLE QUOTATION MARK}s 3pm. Then") == ["it", "'s", "3pm", "then"]
+    for whole in (
+        "3-year-old",
+        "5-star",
+        "50-50",
+        "360-degree",
+        "1,000",
+        "2.5-inch",
+        "4x4",
+        "2-on-2",
+        "10:30",
+    ):
         assert words(f"a {whole} one") == ["a", whole, "one"]
+    for whole in ("u.s.", "p.m.", "his/her", "at&t", "dr.", "24/7", "mid-1990s"):
+        assert words(f"a {whole.upper()} one") == ["a", whole, "one"]
+    assert words("cannot, gonna") == ["can", "not", "gon", "na"]
+    assert words("$5 & 50%") == ["$", "5", "&", "50", "%"]
     assert words(" -- ... ") == []
 
 
