@@ -34,6 +34,8 @@ from jepa_jax.places import PlaceError, held
 from jepa_jax.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
+# Of what the source leaves out so many are named one by one.
+_TOLD = 10
 
 
 def checksum(model: Model) -> str:
@@ -145,6 +147,9 @@ def main(arguments: list[str]) -> int:
         part_rows=values.part_rows,
     )
     out = values.out
+    if distributed.is_main():
+        for item in collection.skipped[:_TOLD]:
+            logger.warning("%s is left out: %s", printable(item.name), printable(item.cause))
     with distributed.ending_together(out):
         with jax.set_mesh(make_mesh(devices=jax.local_devices())):
             embed(on_every_device(loaded), collection, out, manifest)
@@ -152,7 +157,9 @@ def main(arguments: list[str]) -> int:
             pass
     if distributed.is_main():
         lacking = [item for part in range(manifest.parts) for item in table.left_out_of(out, part)]
-        print(f"{manifest.rows - len(lacking)} videos embedded in {manifest.parts} parts in {out}")
+        lacking = [*collection.skipped, *lacking]
+        done = manifest.rows + len(collection.skipped) - len(lacking)
+        print(f"{done} videos embedded in {manifest.parts} parts in {out}")
         if lacking:
             first = printable(f"{lacking[0].name}: {lacking[0].cause}")
             print(f"{len(lacking)} left out; the first: {first}")

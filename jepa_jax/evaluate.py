@@ -8,7 +8,8 @@ DIR is a work directory, one checkpoint in it, or a converted model. The first f
 the default data, all (those that write text if the model has a decoder) or one; the second watches
 clips joined to streams, and draws CIDEr over decodes per second to DIR/selective.png; the third runs a
 benchmark of the paper from its official annotation files (docs/evaluation.md names them). All print a
-table and write DIR/eval/TASK.json; what a benchmark lacks is in DIR/eval/TASK.missing.json.
+table and write DIR/eval/TASK.json; what a benchmark lacks is in DIR/eval/TASK.missing.json. Of one
+checkpoint in a run DIR is RUN/evaluated/STEP.
 """
 
 import argparse
@@ -253,7 +254,11 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError("--texts is for --task=selective")
     model = inference.load(values.checkpoint)
     path = place(values.checkpoint)
-    workdir = path if parts.is_part(path) else inference.find_run(path)[0]
+    workdir, step = (path, None) if parts.is_part(path) else inference.find_run(path)
+    if step is not None:  # what the run itself was evaluated to stays
+        workdir = workdir / "evaluated" / str(step)
+        if is_main():
+            print(f"what is found of checkpoint {step} goes to {workdir}")
     if asked is not None:
         name = values.task if values.wordings is None else f"{values.task}_wording"
         evaluate_benchmark(asked, model, workdir, name, values.media)

@@ -197,7 +197,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose errors are `UsageError`s and whose flags cannot be abbreviated."""
+    command = re.search(r"python -m [\w.]+", description)
     return _Parser(
+        prog=command and command.group(),
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

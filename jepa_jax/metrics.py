@@ -71,7 +71,8 @@ class RunLog:
         # TensorBoard's own event writer needs no TensorFlow.
         self._events = EventFileWriter(self._spool.name if self._spool else str(self._events_in))
         # Events beyond `start` are dropped as the lines are: TensorBoard does so where a session starts.
-        self._events.add_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        session = SessionLog(status=SessionLog.START)
+        self._events.add_event(Event(wall_time=time.time(), step=start + 1, session_log=session))
         self._bar = tqdm(total=config.steps, initial=start, unit="step", desc=config.name, mininterval=0.5)
         self._warned = False
 
@@ -121,7 +122,8 @@ class RunLog:
         values = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
         try:
             self._lines.add(json.dumps({"step": step, **scalars}) + "\n")
-            self._events.add_event(Event(step=step, summary=Summary(value=values)))
+            event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+            self._events.add_event(event)
         except OSError as error:
             self._warn(error)
 
@@ -174,15 +176,17 @@ def plot_loss(workdir: epath.Path) -> None:
         return
     steps = np.array([row["step"] for row in rows])
     info_nce = "accuracy" in rows[0]
+    marker = "o" if len(rows) == 1 else None  # one point makes no line
     figure = Figure(figsize=(10 if info_nce else 5, 3.6), layout="constrained")
     left, *right = figure.subplots(1, 1 + info_nce, squeeze=False)[0]
     for name, style in {"loss": "-", **_TERMS}.items():
         if name in rows[0]:
-            left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, label=name)
+            left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, marker=marker, label=name)
     left.set(xlabel="step", title="Loss and its terms")
     if info_nce:
         left.set(ylabel="nats", title="InfoNCE = alignment + uniformity")
-        right[0].plot(steps, [100 * row["accuracy"] for row in rows], linewidth=1.0, color="tab:green")
+        accuracy = [100 * row["accuracy"] for row in rows]
+        right[0].plot(steps, accuracy, linewidth=1.0, marker=marker, color="tab:green")
         right[0].set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
     for axes in figure.axes:
         axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -101,6 +102,8 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     run(tmp_path, 2, [2.5, 2.0], log_every=1)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(x.step, x.value) for x in events.Scalars("loss")] == [(1, 5.0), (2, 4.0), (3, 2.5), (4, 2.0)]
+    # Seconds since 1970, by which TensorBoard draws curves over time.
+    assert all(abs(x.wall_time - time.time()) < 3600 for x in events.Scalars("loss"))
 
 
 def test_a_progress_bar_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):

@@ -34,8 +34,9 @@ def read_frames(
     """Frames of media, sampled uniformly in time (`timeline.sample_times`), resized and cropped.
 
     An image is repeated. Frames are upright (EXIF orientation, display matrix), their pixels square, and
-    what is transparent is white. Media of kind "image" give the first frame of what may be an animation;
-    decoded "frames" have no times: a span of them is refused, and one of a still image means nothing.
+    what is transparent is white (of VP9 FFmpeg does not say what is). Media of kind "image" give the
+    first frame of what may be an animation; decoded "frames" have no times: a span of them is refused,
+    and one of a still image means nothing.
 
     A video is sampled over the frames it has, not the ones or the duration it claims. Where it says where
     each lies in the file (MP4) and the file ends before a sampled one, it is truncated; of other videos

@@ -79,7 +79,7 @@ def read_video(
     """`count` frames of a video of `size` bytes: [T, crop, crop, 3] uint8. See `decode.read_frames`.
 
     Colours are by the matrix and range that the video states, by FFmpeg's BT.601 where it states none;
-    HDR is not tone-mapped, and what is transparent is white.
+    HDR is not tone-mapped, and what is transparent is white, but in VP9, of which FFmpeg does not say it.
 
     Raises:
       BadRecordError: the video cannot be used.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from etils import epath
@@ -105,20 +105,24 @@ class Limits:
     as expanded, characters of a text. They are fields of `DataConfig`.
 
     Attributes:
-      needs_text: a record without a text is bad, and a source without one is refused; else they are
-        records without pairs.
+      needs_text: whether a record without a text is bad, and a source without one is refused.
     """
 
     max_pixels: int
     max_media_bytes: int
     max_text_characters: int
-    needs_text: bool = True
+    needs_text: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, data: DataConfig, *, needs_text: bool = True) -> "Limits":
+    def of(cls, data: DataConfig) -> "Limits":
         """A run's."""
-        names = ("max_pixels", "max_media_bytes", "max_text_characters")
-        return cls(**{name: getattr(data, name) for name in names}, needs_text=needs_text)
+        return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
+
+
+class TextOptional(Limits):
+    """The same where media are all that is needed: what has no text is a record without pairs."""
+
+    needs_text: ClassVar[bool] = False
 
 
 class Source(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 from jepa_jax.config import Config, DatasetConfig
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.features import identity_of
-from jepa_jax.data.records import BadRecordError, Limits
+from jepa_jax.data.records import BadRecordError, TextOptional
 from jepa_jax.data.sources import open_source
 
 
@@ -32,10 +32,16 @@ class LeftOut:
     cause: str
 
 
+def _left_out(error: BadRecordError) -> LeftOut:
+    return LeftOut(error.name, f"{error.cause} ({error.detail})" if error.detail else error.cause)
+
+
 class Collection(Protocol):
-    """Random access to videos; `identity` is another where they are others."""
+    """Random access to videos; `identity` is another where they are others, and `skipped` what the source
+    left out when it was opened."""
 
     identity: str
+    skipped: Sequence[LeftOut]
 
     def __len__(self) -> int: ...
 
@@ -48,9 +54,10 @@ class DatasetCollection:
     def __init__(self, config: Config, dataset: DatasetConfig):
         self._data = config.data
         self._crop = config.model.x_encoder.image_size
-        self._limits = Limits.of(config.data, needs_text=False)
+        self._limits = TextOptional.of(config.data)
         self._source = open_source(dataset, self._limits)
         self.identity = identity_of(self._source)
+        self.skipped = [_left_out(error) for error in self._source.skipped]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -61,7 +68,7 @@ class DatasetCollection:
             fit = {"resize": self._data.resize, "crop": self._crop, "name": record.name}
             frames = read_frames(record.media, self._data.frames, limits=self._limits, **fit)
         except BadRecordError as error:
-            return LeftOut(error.name, f"{error.cause} ({error.detail})" if error.detail else error.cause)
+            return _left_out(error)
         texts = [target for pair in record.pairs for target in pair.targets]
         return Item(record.name, frames, {**record.metadata, **({"texts": texts} if texts else {})})
 

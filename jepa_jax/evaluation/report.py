@@ -50,8 +50,8 @@ def format_table(results: dict[str, dict[str, dict]]) -> str:
 
 
 def write_json(workdir: epath.Path, name: str, content: dict) -> epath.Path:
-    """Write `eval/NAME.json` of a work directory; returns its path."""
+    """Write `eval/NAME.json` in a folder; returns its path."""
     file = workdir / "eval" / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(content, indent=2) + "\n")
     return file

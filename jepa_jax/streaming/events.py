@@ -12,7 +12,7 @@ class Event:
     """A text and from when to when it holds, in seconds.
 
     Attributes:
-      at: the middle of what was decoded.
+      at: the middle of what was decoded; of several decodes that say the same, of the nearest.
       score: cosine of the text's embedding and the video's.
     """
 
@@ -31,7 +31,7 @@ class Event:
 class EventLog:
     """Decodes to events in a JSON Lines file, each written when it ends; nothing else is kept.
 
-    Decodes that say the same, one after another, are one event with the best score.
+    Decodes that say the same, one after another, are one event, with the place and the score of the best.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -44,7 +44,8 @@ class EventLog:
         self.decodes += 1
         now = self._open
         if now is not None and now.text == text:
-            self._open = dataclasses.replace(now, score=max(now.score, score))
+            if score > now.score:
+                self._open = dataclasses.replace(now, at=decode.middle, score=score)
             return False
         self.end(decode.start)
         self._open = Event(decode.start, decode.start, decode.middle, text, score)

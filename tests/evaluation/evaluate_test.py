@@ -58,6 +58,14 @@ def test_a_benchmark_is_printed_and_written_beside_the_paper(command, tmp_path, 
     assert "1 left out, the score is of the rest: 904 (template" in printed
 
 
+def test_figures_of_one_checkpoint_are_not_those_of_its_run(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.parts, "is_part", lambda _: False)
+    monkeypatch.setattr(evaluate.inference, "find_run", lambda path: (path, 60))
+    assert command(*SSV2, f"--media={tmp_path / 'media'}") == 0
+    assert (tmp_path / "evaluated" / "60" / "eval" / "ssv2.json").exists()
+    assert not (tmp_path / "eval").exists()
+
+
 def test_what_is_no_longer_missing_is_no_longer_listed(command, tmp_path):
     (tmp_path / "media" / "901.mp4").rename(tmp_path / "901.mp4")
     command(*SSV2, f"--media={tmp_path / 'media'}")

@@ -21,7 +21,7 @@ def test_equal_texts_in_a_row_are_one_event_and_ends_meet_beginnings(tmp_path):
     found = read_events(tmp_path / "events.jsonl")
     assert [(e.start, e.end, e.at, e.text, e.score) for e in found] == [
         (0, 10, 3, "a", 0.3),
-        (10, 40, 13, "b", 0.7),
+        (10, 40, 23, "b", 0.7),
         (40, 47, 43, "a", 0.2),
     ]
     assert log.decodes == 5

@@ -6,6 +6,7 @@
 The result is DIR/NAME/VERSION, for `--config.data.path`. The same command goes on where it was interrupted.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import logging
@@ -30,6 +31,7 @@ from jepa_jax.places import PlaceError
 # What media are decoded to, to see that they can be: a frame near the beginning and one near the end.
 _FRAMES, _PIXELS = 2, 32
 _DEFAULTS = DataConfig()
+_LIMITS = [field.name for field in dataclasses.fields(Limits)]
 
 
 class ModelEmbedder:
@@ -97,7 +99,7 @@ def _parser():
     add("--splits", default="train", help="with commas between (default: train)")
     for field in FieldMap.__dataclass_fields__:
         add(f"--fields.{field}", help="where in the source's records it is, as in FieldMap")
-    for name in Limits.__dataclass_fields__:
+    for name in _LIMITS:
         default = getattr(_DEFAULTS, name)
         add(f"--{name}", type=_whole(1), default=default, help=f"a record's limit (default: {default})")
     add("--max_bad_fraction", type=_fraction, default=_DEFAULTS.max_bad_fraction, help="of records left out")
@@ -179,7 +181,7 @@ def main(arguments: list[str]) -> int:
     if overrides:
         raise flags.UsageError("a build has no config: no --config flags here")
     _check(values)
-    limits = Limits(**{name: getattr(values, name) for name in Limits.__dataclass_fields__})
+    limits = Limits(**{name: getattr(values, name) for name in _LIMITS})
     check = functools.partial(read_frames, count=_FRAMES, resize=_PIXELS, crop=_PIXELS, limits=limits)
     options = Options(
         limits=limits,
@@ -205,7 +207,8 @@ def main(arguments: list[str]) -> int:
                 max_bad_fraction=values.max_bad_fraction,
             )
     except (TooManyBadRecordsError, WorkerDiedError, OSError) as error:
-        goes_on = "; the same command goes on from here" if folder.is_dir() else ""
+        stays = folder.is_dir() and not isinstance(error, TooManyBadRecordsError)
+        goes_on = "; the same command goes on from here" if stays else ""
         print(f"error: {error}{goes_on}", file=sys.stderr)
         return 1
     _print(report, folder)

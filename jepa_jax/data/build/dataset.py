@@ -208,7 +208,8 @@ def _finish(
         if bad > max_bad_fraction * count or not tallies[name].written["records"]:
             raise TooManyBadRecordsError(
                 f"{name}: {bad} of {count} records cannot be used, max_bad_fraction is {max_bad_fraction:g}: "
-                f"{reports.by_cause(folder / reports.LEFT_OUT, name)}; {folder / reports.LEFT_OUT} lists them"
+                f"{reports.by_cause(folder / reports.LEFT_OUT, name)}; {folder / reports.LEFT_OUT} lists "
+                f"them: allow for more, or mend them and delete {folder}, in which they are left out"
             )
     _write_info(splits, tallies, folder)
     summaries = {name: reports.summary(splits[name], sources[name], tallies[name]) for name in splits}

@@ -157,7 +157,7 @@ class AssignClusters:
 
 def _mixed(numbers: np.ndarray, seed: int) -> np.ndarray:
     """A hash of each number, the same in every run (SplitMix64): [N] uint64."""
-    x = numbers.astype(np.uint64) + np.uint64(seed % 2**32) * np.uint64(0x9E3779B97F4A7C15)
+    x = numbers.astype(np.uint64) + np.uint64(seed % 2**32 * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return x ^ (x >> np.uint64(31))

@@ -116,7 +116,8 @@ def plot_report(tallies: Mapping[str, Tally], clusters: Mapping[str, dict], titl
         candidates = _SECONDS if name == "duration_seconds" else _ONE_TWO_FIVE
         ticks = [tick for tick in candidates if low <= tick <= high]
         if len(ticks) < 2:  # all nearly alike: one round number, or none, tells no scale
-            ticks = list(np.linspace(low, high, 5)[1:-1])
+            ticks = np.linspace(low, high, 5)[1:-1]
+            ticks = list(np.unique(np.round(ticks)) if name.endswith("_characters") else ticks)
         panel.set_xticks(ticks[:: -(-len(ticks) // _TICKS)])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(write))

@@ -121,7 +121,8 @@ def media_file(folder: epath.Path, relative: object, name: str, limits: Limits) 
     if relative is None or relative == "":
         raise BadRecordError("media missing", name, "no path")
     if not isinstance(relative, str):
-        raise BadRecordError("line not readable", name, f"a {type(relative).__name__} in place of a path")
+        found = "media inside" if isinstance(relative, bytes) else f"a {type(relative).__name__}"
+        raise BadRecordError("line not readable", name, f"{found} in place of a path")
     path, size = find_file(folder, relative, name)
     check_size(size, name, limits)
     return path

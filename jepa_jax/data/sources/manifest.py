@@ -116,7 +116,7 @@ class FolderSource:
                 continue
             if limits.needs_text and key not in beside:
                 skipped.append(BadRecordError("text empty", name, f"no {key}.txt"))
-            elif key in seen:
+            elif limits.needs_text and key in seen:
                 skipped.append(BadRecordError("key not unique", name, key))
             else:
                 self._names.append(name)

@@ -173,16 +173,20 @@ def csv_lines(file: BinaryIO, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def csv_rows(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of CSV that are not empty, as `Scan` has it."""
+    """Rows of CSV that are not empty, as `Scan` has it. A row that cannot be read ends with its first line:
+    a quote that nobody closed would else take in all that follow."""
     start = file.tell()
     begins, lines = array("q"), array("q")
     rows = csv.reader(csv_lines(file), strict=True)
-    begin = line = 0
+    begin = line = before = 0  # `before`: lines that earlier readers were given
     while True:
         try:
             row = next(rows, None)
         except csv.Error:
             row = [""]  # told when it is read
+            file.seek(start + begin)
+            file.readline(MAX_LINE_BYTES)
+            rows, before = csv.reader(csv_lines(file), strict=True), line + 1
         if row:
             begins.append(begin)
             lines.append(line)
@@ -191,4 +195,4 @@ def csv_rows(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             del begins[:], lines[:]
         if row is None:
             return
-        begin, line = file.tell() - start, rows.line_num
+        begin, line = file.tell() - start, before + rows.line_num

@@ -1,6 +1,5 @@
 """Small datasets of every kind, made by what people make them with."""
 
-import dataclasses
 import io
 import tarfile
 
@@ -9,11 +8,11 @@ from etils import epath
 from PIL import Image
 
 from jepa_jax.config import DatasetConfig, FieldMap
-from jepa_jax.data.records import BadRecordError, Limits, Source
+from jepa_jax.data.records import BadRecordError, Limits, Source, TextOptional
 from jepa_jax.data.sources import open_source
 
 LIMITS = Limits(max_pixels=1000, max_media_bytes=20_000, max_text_characters=50)
-NO_TEXT = dataclasses.replace(LIMITS, needs_text=False)
+NO_TEXT = TextOptional(**vars(LIMITS))
 
 
 def opened(path, limits=LIMITS, split="train", **fields) -> Source:

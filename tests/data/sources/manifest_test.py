@@ -182,6 +182,21 @@ def test_csv_rows_of_the_wrong_length_or_broken_quotes(folder):
     assert [cause_of(source, i) for i in range(len(source))] == [None, *bad, None]
 
 
+@pytest.mark.parametrize("after", [3, 2000])
+def test_a_quote_that_nobody_closes_costs_its_own_row_alone(folder, after):
+    """At the end of the file as before another that is quoted."""
+    good = [f"a.mp4,good {i}" for i in range(after)]
+    lines = ["path,text", "a.mp4,first", 'a.mp4,"unclosed', *good, 'a.mp4,"a, b"', 'a.mp4,"again', *good]
+    (folder / "manifest.csv").write_text("\n".join(lines))
+    source = opened(folder)
+    assert len(source) == 2 * after + 4
+    bad = [i for i in range(len(source)) if cause_of(source, i) is not None]
+    assert bad == [1, after + 3]
+    assert {cause_of(source, i) for i in bad} == {"line not readable"}
+    assert source.pairs(after + 2)[0].targets == ("a, b",)
+    assert source.pairs(2 * after + 3)[0].targets == (f"good {after - 1}",)
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_of_rows_with_one_key_the_first_counts(folder, kind):
     rows = [{"key": key, "path": "a.mp4", "text": text} for key, text in ("1x", "2y", "1z")]
@@ -374,6 +389,10 @@ def test_media_need_no_texts_where_none_are_wanted(tmp_path):
     ]
     assert source[0].pairs == ()
     assert skipped_causes(source) == ["media missing"]
+    write(folder, a__webm=b"w", a__jpg=b"of a")  # another video, and the thumbnail of both
+    source = opened(folder, limits=NO_TEXT)
+    assert [source.name(i) for i in range(3)] == ["a.mp4", "a.webm", "b.mp4"]
+    source = opened(folder, limits=NO_TEXT)
     assert source.identity != opened(folder).identity
 
 
