@@ -182,7 +182,9 @@ def config_of_shapes(
     most = 16 if width == 1280 else max(1, width // 64)
     heads = next(n for n in range(most, 0, -1) if width % n == 0)
     if width not in _RELEASED_WIDTHS:
-        logger.warning("heads leave no trace in the weights: %d are guessed, or set --config.heads=N", heads)
+        logger.warning(
+            "heads leave no trace in the weights: without --config.heads=N they are taken to be %d", heads
+        )
     return XEncoderConfig(
         width=width,
         layers=count_numbers(info, layer),
