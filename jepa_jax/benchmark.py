@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     restart_with_huge_pages()
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -109,6 +110,17 @@ def _time_steps(step: timing.Step, batches: Iterator, mesh, steps: int) -> dict[
         last = now
     jax.device_get(previous)
     return {"step": statistics.median(whole), "data_wait": statistics.median(waits[3:])}
+
+
+def check_profiler() -> None:
+    """Raise UsageError where JAX's profiler would end the process: it asks an installed libtpu for a TPU that
+    is not there, unless JAX is told which platform it is on."""
+    is_asked = importlib.util.find_spec("libtpu") is not None and not jax.config.jax_platforms
+    if is_asked and jax.default_backend() != "tpu":
+        raise flags.UsageError(
+            f"--trace: libtpu is installed and there is no TPU, which ends JAX's profiler: set "
+            f"JAX_PLATFORMS={jax.default_backend()}"
+        )
 
 
 def _trace(step: timing.Step, batches: Iterator, mesh, folder: pathlib.Path) -> None:
@@ -276,6 +288,8 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError("--trace is of our own step: it goes without --compare")
     config = flags.override(flags.load_config(values.config), overrides)
     distributed.initialize(values)
+    if values.trace:
+        check_profiler()
     out = values.out or pathlib.Path(f"runs/{config.name}.benchmark.json")
     with flags.as_usage_errors(OSError), distributed.together():
         if distributed.is_main():

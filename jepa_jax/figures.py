@@ -1,6 +1,7 @@
 """Pictures of matplotlib: their letters, in any script, and their files."""
 
 import io
+import itertools
 import logging
 import unicodedata
 import warnings
@@ -20,9 +21,8 @@ def shortened(text: str, columns: int) -> str:
     text = " ".join(text.split())
     if columns_of(text) <= columns:
         return text
-    while columns_of(text) >= columns:
-        text = text[:-1]
-    return text + "…"
+    ends = itertools.accumulate(map(columns_of, text))
+    return text[: sum(end < columns for end in ends)] + "…"
 
 
 def save_figure(figure, path: epath.PathLike, **options) -> None:

@@ -196,10 +196,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose errors are `UsageError`s and whose flags cannot be abbreviated."""
-    command = re.search(r"python -m [\w.]+", description)
+    """A parser whose errors are `UsageError`s and whose flags cannot be abbreviated. The command is called as
+    the description's first indented line has it."""
+    command = re.search(r"^ +(python -m [\w.]+)", description, re.MULTILINE)
     return _Parser(
-        prog=command and command.group(),
+        prog=command and command[1],
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -154,6 +154,18 @@ def test_a_mistake_is_one_sentence(arguments, message, tmp_path, capsys):
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("platforms", "libtpu"), [("", True), ("cpu", True), ("", False)])
+def test_a_trace_that_would_end_the_process_is_refused(platforms, libtpu, monkeypatch):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda _: libtpu or None)
+    told = types.SimpleNamespace(jax_platforms=platforms)
+    monkeypatch.setattr(benchmark, "jax", types.SimpleNamespace(config=told, default_backend=lambda: "cpu"))
+    if platforms or not libtpu:
+        benchmark.check_profiler()
+        return
+    with pytest.raises(flags.UsageError, match="set JAX_PLATFORMS=cpu"):
+        benchmark.check_profiler()
+
+
 def test_what_the_assembly_lacks_is_said_by_its_worker(tmp_path, capsys):
     pytest.importorskip("torch", reason="the comparison is with PyTorch, of the extra `convert`")
     given = ["--config=tests/tiny_config.py", f"--out={tmp_path / 'found.json'}", "--compare=pytorch"]

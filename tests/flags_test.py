@@ -1,5 +1,6 @@
 """The command line: overrides, and one clear sentence for each mistake."""
 
+import ast
 import dataclasses
 import errno
 import importlib
@@ -203,6 +204,19 @@ def test_what_is_written_goes_to_a_file_system(command, flag, tmp_path, monkeypa
     assert flags.run(main, [f"--{flag}=gs://bucket/place"]) == 2
     assert f"--{flag}: gs://bucket/place is in an object store" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_help_calls_every_command_as_it_is_called():
+    root = pathlib.Path(__file__).parent.parent
+    found = []
+    for file in sorted([*root.glob("jepa_jax/**/*.py"), *root.glob("weights_conversion/*.py")]):
+        source = file.read_text()
+        if "flags.parser(__doc__)" in source:
+            name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
+            described = ast.get_docstring(ast.parse(source), clean=False)
+            assert flags.parser(described).prog == f"python -m {name}"
+            found.append(name)
+    assert len(found) > 10
 
 
 def test_ctrl_c_is_one_line_and_its_status(capsys):

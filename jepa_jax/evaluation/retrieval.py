@@ -9,7 +9,7 @@ from jepa_jax.flags import UsageError
 
 # So many scores are in memory at a time.
 _SCORES_AT_ONCE = 2**24
-# Of a cosine of float32 vectors.
+# Cosines of float32 vectors that differ by no more may be of equal vectors.
 _TIE = 1e-6
 
 
