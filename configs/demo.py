@@ -55,6 +55,6 @@ config = Config(
     ),
     checkpoint=CheckpointConfig(every=250),
     eval=EvalConfig(splits=("unseen_pairs", "unseen_art", "animations"), clips=720),
-    steps=2300,
+    steps=2000,
     batch_size=64,
 )
