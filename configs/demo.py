@@ -3,7 +3,7 @@
     python -m jepa_jax.train --config=configs/demo.py
 
 Expected on pairs of thing and motion never seen together: text-to-video R@1 of 256 about 80%, what is it
-88% (99% within five), what does it do 99%, VQA 96%. README.md has one run's figures.
+87% (99% within five), what does it do 99%, VQA 95%. README.md has one run's figures.
 """
 
 from jepa_jax.config import (
