@@ -2,10 +2,9 @@
 
     python -m jepa_jax.benchmark --config=configs/benchmark_cpu.py --compare=pytorch
 
-Expected: 1.15 times the steps a second of PyTorch (ten turns, 1.07 to 1.26) on two cores of an AMD EPYC with
+Expected: 1.23 times the steps a second of PyTorch (ten turns, 1.09 to 1.33) on two cores of an AMD EPYC with
 AVX-512, where XLA's library multiplies matrices a fifth to a half faster than PyTorch's. On two cores of an
-Intel Xeon with AMX, where PyTorch's does, it was 0.91 and 0.99 times (two runs of six turns, 0.85 to 1.08),
-before sums went to XLA's kernel library and while PyTorch was given our allocator's settings.
+Intel Xeon both multiply at the processor's peak, and it is 0.92 times (ten turns, 0.70 to 1.17).
 """
 
 from jepa_jax.config import (

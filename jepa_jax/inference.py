@@ -196,7 +196,7 @@ class Model:
 
         Raises:
           ValueError: not as many queries as videos, a query longer than the model takes, or what is
-            neither frames nor visual tokens.
+            neither frames nor finite visual tokens.
         """
         visual, width = np.asarray(video), self.config.model.x_encoder.width
         if visual.dtype == np.dtype("V2"):  # what NumPy reads of bfloat16 that it saved
@@ -205,6 +205,8 @@ class Model:
             visual = self.encode_video(visual)
         elif visual.shape[-1] != width or not visual.size:
             raise ValueError(f"visual tokens must be [B, N, {width}], as of encode_video: got {visual.shape}")
+        elif not np.isfinite(visual).all():
+            raise ValueError("visual tokens must be finite, and some of these are NaN or infinite")
         queries = checked_texts([query] * len(visual) if isinstance(query, str) else query, "list of queries")
         if len(visual) != len(queries):
             raise ValueError(f"{len(visual)} videos but {len(queries)} queries")

@@ -105,6 +105,14 @@ def test_one_encoding_serves_many_queries(model, frames, tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_visual_tokens_that_are_not_finite_are_refused(model, frames, dtype):
+    visual = np.array(model.encode_video(frames), dtype)
+    visual[0, 1, 2] = np.nan
+    with pytest.raises(ValueError, match="visual tokens must be finite"):
+        model.predict(visual, "count")
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
