@@ -205,8 +205,6 @@ class Model:
             visual = self.encode_video(visual)
         elif visual.shape[-1] != width or not visual.size:
             raise ValueError(f"visual tokens must be [B, N, {width}], as of encode_video: got {visual.shape}")
-        elif not np.isfinite(visual).all():
-            raise ValueError("visual tokens must be finite, and some of these are NaN or infinite")
         queries = checked_texts([query] * len(visual) if isinstance(query, str) else query, "list of queries")
         if len(visual) != len(queries):
             raise ValueError(f"{len(visual)} videos but {len(queries)} queries")
@@ -215,7 +213,11 @@ class Model:
                 self.check_query(text)
         tokenizer = self._tokenizers[0]
         tokens = tokenizer.batch(queries, padded_length(tokenizer, queries, self._lengths[0]))
-        return self._batched(_predict, visual, *tokens)
+        embeddings = self._batched(_predict, visual, *tokens)
+        # One such token spoils its clip's embedding: the tokens, which are many, are looked at only then.
+        if not np.isfinite(embeddings).all() and not np.isfinite(visual).all():
+            raise ValueError("visual tokens must be finite, and some of these are NaN or infinite")
+        return embeddings
 
     def embed_video(self, frames: np.ndarray, query: str | list[str]) -> np.ndarray:
         """`predict` of frames: [B, T, H, W, C] uint8 RGB -> [B, E] float32 unit vectors."""

@@ -106,9 +106,10 @@ def test_one_encoding_serves_many_queries(model, frames, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_visual_tokens_that_are_not_finite_are_refused(model, frames, dtype):
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_visual_tokens_that_are_not_finite_are_refused(model, frames, dtype, value):
     visual = np.array(model.encode_video(frames), dtype)
-    visual[0, 1, 2] = np.nan
+    visual[-1, 1, 2] = value
     with pytest.raises(ValueError, match="visual tokens must be finite"):
         model.predict(visual, "count")
 
