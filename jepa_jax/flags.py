@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import gc
 import importlib.util
 import json
 import os
@@ -301,6 +302,17 @@ def _flushed(stream) -> OSError | None:
 _UNWRITABLE = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
 
 
+@contextlib.contextmanager
+def _imports_frozen():
+    """What was imported is not looked through for garbage: tracing a step makes so many objects that Python
+    would do so again and again, a sixth of the time that a small training takes."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def run(main, arguments: list[str]) -> int:
     """Run a command; a `UsageError` becomes one line on standard error and status 2, Ctrl-C status 130, a
     disk that is full or only to be read one line and status 1."""
@@ -308,7 +320,7 @@ def run(main, arguments: list[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         # Captions and names of files have letters that a terminal's encoding, or any, may lack.
         sys.stdout.reconfigure(errors="backslashreplace")
-    with contextlib.redirect_stderr(told and _Unread(told)):
+    with contextlib.redirect_stderr(told and _Unread(told)), _imports_frozen():
         try:
             status = main(arguments)
         except UsageError as error:

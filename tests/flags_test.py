@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import errno
+import gc
 import importlib
 import io
 import os
@@ -225,6 +226,13 @@ def test_ctrl_c_is_one_line_and_its_status(capsys):
 
     assert flags.run(main, []) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_imports_are_frozen_while_a_command_runs():
+    before, frozen = gc.get_freeze_count(), []
+    assert flags.run(lambda _: frozen.append(gc.get_freeze_count()) or 0, []) == 0
+    assert frozen[0] > 100_000
+    assert gc.get_freeze_count() == before
 
 
 def test_the_tilde_that_a_shell_leaves_is_the_home(monkeypatch):
