@@ -51,11 +51,12 @@ class _Parameters:
     files = ()
 
     def __init__(self, model: torch.nn.Module, of: Callable):
-        self._tensors = {name: to_numpy(of(x)) for name, x in model.named_parameters()}
-        self.info = {name: TensorInfo(x.shape, x.dtype) for name, x in self._tensors.items()}
+        self._tensors = {name: of(x) for name, x in model.named_parameters()}
+        float32 = np.dtype(np.float32)
+        self.info = {name: TensorInfo(tuple(x.shape), float32) for name, x in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        return self._tensors[name]
+        return to_numpy(self._tensors[name])
 
 
 def _weights(model, of, part: str, config, rules: list[Rule], unused: list[Unused]) -> Weights:
