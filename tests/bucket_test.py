@@ -68,7 +68,7 @@ def runs(bucket, data_dir, tmp_path_factory):
     hosts.succeed(alone, data_dir, 1, DEVICES)
     copied(data_dir / "emoji_motion", bucket / "data/emoji_motion")
     processes = hosts.start(place / "host", data_dir, 2, DEVICES // 2, *there(workdir))
-    hosts.wait_for(processes, (workdir / "checkpoints/3/commit_success.txt").exists)
+    hosts.wait_for(processes, (workdir / "checkpoints/4/commit_success.txt").exists)
     for process in processes:
         process.kill()
     hosts.finish(processes, place / "host")

@@ -97,6 +97,7 @@ def wait_for(processes: list[subprocess.Popen], condition) -> None:
 
 EVALUATED = (
     "--config.checkpoint.best_metric=recall_at_1",
+    "--config.checkpoint.every=5",
     "--config.eval.splits=('validation',)",
     "--config.eval.clips=20",
     "--config.eval.retrieval_clips=12",
@@ -135,7 +136,7 @@ def test_two_hosts_are_one_run(alone, data_dir, tmp_path):
 def test_a_lost_host_stops_the_others_and_the_same_command_goes_on(alone, data_dir, tmp_path, killed):
     workdir = tmp_path / "run"
     processes = start(workdir, data_dir, 2, DEVICES // 2)
-    wait_for(processes, lambda: steps_done(workdir) >= 4 and saved(workdir, 3))
+    wait_for(processes, lambda: steps_done(workdir) >= 5 and saved(workdir, 4))
     processes[killed].send_signal(signal.SIGKILL)
     status, output = finish(processes, workdir)[1 - killed]
     assert status not in (0, -signal.SIGKILL), output

@@ -55,8 +55,8 @@ config = Config(
         factors=LearningRateFactors(x_encoder=1.0, token_embedding=1.0, y_encoder=1.0),
     ),
     data=DataConfig(dataset="emoji_motion/tiny", frames=4, length_buckets=((8, 8), (16, 16))),
-    checkpoint=CheckpointConfig(every=3, best_metric="loss"),
-    steps=40,
+    checkpoint=CheckpointConfig(every=4, best_metric="loss"),
+    steps=24,
     batch_size=8,
     log_every=1,
     fsdp=2,  # with two devices every run goes through the sharded path

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.processes import environment
 
 FOLDER = pathlib.Path(__file__).parent.parent / "golden"
 NAMES = ("vjepa2", "llama", "gemma", "bert")
@@ -50,6 +51,7 @@ def found(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(FOLDER), str(out)],
         cwd=FOLDER.parent.parent,
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
