@@ -4,7 +4,7 @@
 
 Expected: 1.23 times the steps a second of PyTorch (ten turns, 1.09 to 1.33) on two cores of an AMD EPYC with
 AVX-512, where XLA's library multiplies matrices a fifth to a half faster than PyTorch's. On two cores of an
-Intel Xeon both multiply at the processor's peak, and it is 0.92 times (ten turns, 0.70 to 1.17).
+Intel Xeon PyTorch's is as fast or faster, and it is 0.90 and 0.92 times (twice ten turns, 0.70 to 1.17).
 """
 
 from jepa_jax.config import (

@@ -101,7 +101,7 @@ def test_another_seed_gives_another_run_and_a_second_training_in_its_place_is_re
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_numbers(whole_run, data_dir, tmp_path):
-    """SIGKILL before the first save, in the middle of one, and at random; then to the end."""
+    """SIGKILL before the first save, in the middle of saves, and at random; then to the end."""
     workdir = tmp_path / "run"
     checkpoints = workdir / "checkpoints"
     kills = []
@@ -114,7 +114,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(whole_run, data_dir,
         return file.exists() and file.read_text().count("\n") >= count
 
     rng = random.Random(0)
-    moments = [lambda: lines(2), saving, lambda: lines(17)]
+    moments = [lambda: lines(2), saving, lambda: lines(13), saving]
     for moment in moments:
         process = start(workdir, data_dir)
         wait_for(process, moment)
