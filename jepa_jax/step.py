@@ -266,9 +266,14 @@ def abstract_batch(config: Config, lengths: tuple[int, int], mesh: Mesh) -> dict
 
 
 @functools.cache
-def _cpu_options(kinds: tuple[str, ...]) -> dict[str, str] | None:
-    names = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
-    options = {"xla_cpu_experimental_ynn_fusion_type": names}
+def _cpu_options() -> dict[str, str] | None:
+    # Products and sums by XLA's kernel library, the rest by LLVM: with products alone a step of
+    # configs/benchmark_cpu.py takes 1.07 times as long, with elementwise work as well 1.3 times.
+    # Each product by itself: with type DOT, which adds to a product what follows it, XLA lets the sum of a
+    # matrix and its product with another take the place of that matrix while the product still reads it.
+    # Muon is made of such sums; those of narrow kernels came out wrong by 3%, each time otherwise.
+    kinds = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    options = {"xla_cpu_experimental_ynn_fusion_type": kinds}
     try:
         jax.jit(lambda: 0, compiler_options=options)()
     except (jax.errors.JaxRuntimeError, ValueError):  # an XLA that does not know it
@@ -276,23 +281,12 @@ def _cpu_options(kinds: tuple[str, ...]) -> dict[str, str] | None:
     return options
 
 
-# Of models as wide as this Muon's products go to the kernel library one by one.
-_WIDE = 512
-
-
 def compiler_options(config: Config) -> dict[str, str] | None:
     """XLA's options for code with a backward pass on the platform in context; None for its defaults,
     without which bfloat16 would be multiplied as float32."""
     if device_platform() != "cpu" or config.model.compute_dtype != "float32":
         return None
-    # Products and sums by XLA's kernel library, the rest by LLVM: with products alone a step of
-    # configs/benchmark_cpu.py takes 1.07 times as long, with elementwise work as well 1.3 times.
-    kinds = ("DOT", "REDUCE")
-    # Products that follow one another become one kernel, which computes the first again for each piece
-    # of the second. Muon's follow one another: a step of that width took 1.4 times as long.
-    if config.optim.name == "muon" and config.model.predictor.width >= _WIDE:
-        kinds += ("INDIVIDUAL_DOT",)
-    return _cpu_options(kinds)
+    return _cpu_options()
 
 
 def jit_train_step(template: TrainState, config: Config):

@@ -11,6 +11,7 @@ import pytest
 from jepa_jax.config import LearningRateFactors, OptimConfig
 from jepa_jax.models.vl_jepa import part_of
 from jepa_jax.optim import learning_rate_schedule, make_optimizer
+from jepa_jax.step import compiler_options
 from tests import tiny
 
 PARTS = tuple(f.name for f in dataclasses.fields(LearningRateFactors))
@@ -231,8 +232,16 @@ def test_muon_s_updates_of_matrices_are_nearly_orthogonal_and_as_large_as_adam_s
         assert np.sum(layer * grad) < 0
 
 
+def newton_schulz(x: np.ndarray, steps: int) -> np.ndarray:
+    """Muon's iteration written out in double precision: [D, E] with D > E -> [D, E]."""
+    x = x.T / np.linalg.norm(x)
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T
+
+
 def test_muon_follows_its_momentum():
-    """Against the iteration written out in NumPy in double precision, over three steps."""
     momentum = 0.0
     config = replace(name="muon", muon_decay=0.8, muon_steps=3)
     for step, change in enumerate(updates(config, steps=3)):
@@ -240,12 +249,21 @@ def test_muon_follows_its_momentum():
         momentum = 0.8 * momentum + 0.2 * grad.astype(np.float64)
         # Nesterov's: the gradient once more, both without their bias towards zero.
         x = 0.8 * momentum / (1 - 0.8 ** (step + 2)) + 0.2 * grad / (1 - 0.8 ** (step + 1))
-        x = x.T / np.linalg.norm(x)
-        for _ in range(3):
-            square = x @ x.T
-            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
         found = change["predictor"]["output_projection"]["kernel"]
-        tiny.assert_close(found, -0.1 * 0.2 * np.sqrt(3) * x.T, 1e-4)
+        tiny.assert_close(found, -0.1 * 0.2 * np.sqrt(3) * newton_schulz(x, 3), 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1536, 24), (1536, 28), (1536, 32), (2048, 24), (768, 256)])
+def test_muon_is_right_as_a_step_is_compiled(shape):
+    """XLA's kernel library read matrices of some narrow shapes after it had written over them."""
+    kernel = {"x_encoder": {"patch_embedding": {"kernel": tiny.normal(*shape)}}}
+    optimizer = make_optimizer(replace(name="muon", muon_steps=3), 100)
+    state = optimizer.init(kernel)
+    update = jax.jit(optimizer.update, compiler_options=compiler_options(tiny.run_config()))
+    for _ in range(5):
+        ((found,), _) = (jax.tree.leaves(x) for x in update(kernel, state, kernel))
+        expected = newton_schulz(tiny.normal(*shape).astype(np.float64), 3)
+        tiny.assert_close(found, -0.1 * 0.2 * np.sqrt(max(shape)) * expected, 1e-4)
 
 
 def test_muon_leaves_all_but_matrices_to_adam():
