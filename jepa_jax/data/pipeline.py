@@ -23,7 +23,7 @@ from jepa_jax.data.sources import open_source
 # Records that are looked at for a pair to draw before a run starts.
 _LOOKED_AT = 100
 # As good as endless. Of Grain's own last index a batch of one row makes a length that no integer holds.
-_END = 2**62
+END = 2**62
 
 
 def open_sources(data: DataConfig, bad: BadRecords) -> list[Source]:
@@ -90,7 +90,7 @@ def _of_group(
     # Cut into the hosts' shares last: random numbers come from the place in the global order.
     process_index, process_count = hosts
     rows = config.batch_size // process_count
-    return mixed[process_index:_END:process_count].batch(rows, batch_fn=join)
+    return mixed[process_index:END:process_count].batch(rows, batch_fn=join)
 
 
 def batches(

@@ -7,7 +7,7 @@ import numpy as np
 
 from jepa_jax.config import DataConfig, DatasetConfig, DecoderConfig
 from jepa_jax.data.examples import Drawn, draw_one, join, pair_odds, possible_targets
-from jepa_jax.data.pipeline import check_pairs
+from jepa_jax.data.pipeline import END, check_pairs
 from jepa_jax.data.records import Source
 from jepa_jax.data.tokenizer import Tokenizer
 
@@ -84,4 +84,4 @@ def target_batches(
     if len(parts) > 1:
         mixed = grain.MapDataset.mix(parts, weights=[dataset.weight for dataset in data.datasets])
     # Neighbours to a host: noise is drawn for a text by its place in the batch, which is then that on one.
-    return mixed.batch(records, batch_fn=join)[process_index::process_count]
+    return mixed[:END].batch(records, batch_fn=join)[process_index::process_count]

@@ -61,13 +61,12 @@ def test_odds_are_those_given(tokenizers):
         target_batches(CONFIG, dataclasses.replace(DATA, pair_weights=(("poem", 1.0),)), SOURCES, tokenizers)
 
 
-def test_hosts_share_one_global_batch(tokenizers):
-    """In its order: a text is disturbed by its place in the batch."""
+@pytest.mark.parametrize("count", [3, 6])
+def test_hosts_share_one_global_batch(tokenizers, count):
+    """In its order: a text is disturbed by its place in the batch. Of six hosts each has one record's."""
     whole = target_batches(CONFIG, DATA, SOURCES, tokenizers)[5].arrays["text"]
-    shares = [
-        target_batches(CONFIG, DATA, SOURCES, tokenizers, process_index=i, process_count=3)[5].arrays["text"]
-        for i in range(3)
-    ]
+    hosts = [{"process_index": i, "process_count": count} for i in range(count)]
+    shares = [target_batches(CONFIG, DATA, SOURCES, tokenizers, **host)[5].arrays["text"] for host in hosts]
     np.testing.assert_array_equal(np.concatenate(shares), whole)
 
 
