@@ -80,7 +80,7 @@ class DataConfig:
 
     `dataset` (a TFDS name) or `path` (a folder, which goes before it), or several of either as a
     `mixture`, each with a split, fields and pair weights of its own. `length_buckets` are (query, target)
-    token lengths, ascending; all of a global batch is padded to one of them. Longer texts are cut to the
+    token lengths, both ascending; all of a global batch is padded to one of them. Longer texts are cut to the
     last.
     `pair_weights` are (kind, relative odds) of a record's (query, target) pairs; a kind left out is not
     drawn, and without any all have the odds that their records give them. With `pairs_per_clip` over 1 a
@@ -93,7 +93,8 @@ class DataConfig:
     of them ahead: no batch depends on any of the three. `features` is a folder of visual tokens from
     `python -m jepa_jax.data.cache_features`, read in place of frames. Media of more than `max_pixels` a
     frame or `max_media_bytes`, and texts of more than `max_text_characters`, are left out, as is all that
-    cannot be read; a share of such records above `max_bad_fraction` stops the run.
+    cannot be read; a share of such records above `max_bad_fraction` stops the run, from 20 of
+    them on (0 allows none).
     """
 
     dataset: NonEmpty = "emoji_motion"
@@ -121,8 +122,13 @@ class DataConfig:
     max_bad_fraction: Fraction = 0.05
 
     def __post_init__(self):
-        if list(self.length_buckets) != sorted(set(self.length_buckets)):
-            raise ValueError(f"data.length_buckets={self.length_buckets} must ascend without repeats")
+        targets = [target for _, target in self.length_buckets]
+        # The last is the longest of both: what embeds a text without a clip knows no other.
+        if list(self.length_buckets) != sorted(set(self.length_buckets)) or targets != sorted(targets):
+            raise ValueError(
+                f"data.length_buckets={self.length_buckets} must ascend without repeats, "
+                "neither length falling"
+            )
         if self.max_shift and self.features:
             raise ValueError(
                 f"data.max_shift={self.max_shift} is of frames, and data.features has visual tokens of none "

@@ -104,8 +104,8 @@ class LlamaConfig:
     causal: bool = False
 
     def __post_init__(self):
-        divides("predictor.kv_heads", self.kv_heads, "predictor.heads", self.heads)
-        divides("2 (rotary pairs)", 2, "predictor.head_size", self.head_size)
+        divides("its kv_heads", self.kv_heads, "a Llama's heads", self.heads)
+        divides("2 (rotary pairs)", 2, "a Llama's head_size", self.head_size)
 
     @classmethod
     def llama_3_2_1b(cls, layers: int = 8) -> LlamaConfig:
