@@ -135,12 +135,14 @@ def text_of(value: Any, name: str, limits: Limits, *, may_be_empty: bool = False
     """
     if value is None:
         value = ""
+    if type(value) is int:  # the answer to "how many?", as JSON and Parquet have it; True is none
+        value = str(value)
     if isinstance(value, bytes):
         # At most four bytes a character: what is longer need not be decoded.
         if len(value) > 4 * limits.max_text_characters:
             raise BadRecordError("text too long", name, f"{len(value)} bytes")
         try:
-            value = value.decode("utf-8-sig")  # editors of Windows put a mark before a text
+            value = value.decode().removeprefix("\ufeff")  # editors of Windows put this mark first
         except UnicodeDecodeError as error:
             raise BadRecordError("text not UTF-8", name, str(error.reason)) from error
     if not isinstance(value, str):

@@ -64,6 +64,7 @@ TWO = (("t", "k"), ("u", "l"))
     [
         (("t", None, None, None), [Pair(query="", targets=("t",))]),
         ((b"\xef\xbb\xbft\r\n", None, None, None), [Pair(query="", targets=("t",))]),
+        (([3, -1], "how many?", None, None), [Pair(query="how many?", targets=("3", "-1"))]),
         ((["t", "u"], "q", "k", 2), [Pair(query="q", targets=("t", "u"), kind="k", weight=2.0)]),
         (
             (["t", ["u", "v"]], ["q", None], "k", ["1", None]),
@@ -92,7 +93,8 @@ def test_values_to_pairs(values, expected):
         (("t", None, None, -1), "line not readable"),
         (("t", None, None, True), "line not readable"),
         (("t", None, None, float("inf")), "line not readable"),
-        (("t", 5, None, None), "line not readable"),
+        ((True, None, None, None), "line not readable"),
+        (("t", 5.5, None, None), "line not readable"),
         (("t", "q" * 51, None, None), "text too long"),
         (({"a": 1}, None, None, None), "line not readable"),
     ],
