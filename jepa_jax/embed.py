@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import sys
 import zlib
@@ -30,7 +31,7 @@ from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOu
 from jepa_jax.embeddings.table import Manifest
 from jepa_jax.errors import encodable, printable
 from jepa_jax.inference import Model
-from jepa_jax.places import PlaceError, held
+from jepa_jax.places import PlaceError, held, is_local
 from jepa_jax.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,9 @@ def main(arguments: list[str]) -> int:
     config = loaded.config
     with flags.as_usage_errors(ValueError), distributed.main_first():
         loaded.check_query(values.query)
-        where = {"dataset": values.dataset, "path": values.path, "split": values.split}
+        # Of a disk the whole path: who goes on with it, or searches, may stand in another folder.
+        path = os.path.abspath(values.path) if values.path and is_local(values.path) else values.path
+        where = {"dataset": values.dataset, "path": path, "split": values.split}
         collection = DatasetCollection(config, DatasetConfig(**where, data_dir=config.data.data_dir))
     manifest = Manifest(
         **where,

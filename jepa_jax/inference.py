@@ -237,6 +237,10 @@ class Model:
         length = padded_length(tokenizer, texts, self._lengths[1])
         return self._batched(_embed_text, *tokenizer.batch(texts, length))
 
+    def cuts(self, text: str) -> bool:
+        """Whether a text is longer than `embed_text` takes."""
+        return self._tokenizers[1].count(text) > self._lengths[1]
+
     def classify(
         self,
         video: np.ndarray,

@@ -123,6 +123,10 @@ def main(arguments: list[str]) -> int:
     if not isinstance(model, Model) or checksum(model) != manifest.model:
         raise flags.UsageError(f"{values.checkpoint} is not the model that embedded {folder}")
     index = open_index(folder, manifest, len(rows), values.kind)
+    if model.cuts(values.text):
+        logger.warning(
+            "the text is longer than the model takes (data.length_buckets of its run): its end is cut off"
+        )
     wanted = model.embed_text([values.text])
     begin = time.perf_counter()
     scores, places = indexing.search(index, wanted, min(values.top, len(rows)))

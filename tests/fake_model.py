@@ -39,6 +39,9 @@ class ColourModel(Model):
         assert frames.dtype == np.uint8
         return unit(frames.mean(axis=(1, 2, 3)).astype(np.float32))
 
+    def cuts(self, text: str) -> bool:
+        return len(text) > 100
+
     def embed_text(self, texts: list[str]) -> np.ndarray:
         named = [next(rgb for name, rgb in COLOURS.items() if name in text) for text in texts]
         return unit(np.array(named, np.float32))

@@ -219,6 +219,21 @@ def test_a_text_finds_the_clips_it_describes(commands, tmp_path, kind):
         assert min(picture.size) > 300
 
 
+def test_a_text_longer_than_the_model_takes_is_told(commands, tmp_path, caplog):
+    commands(*embedding(tmp_path / "index"))
+    more = [f"--index={tmp_path / 'index'}", f"--out={tmp_path / 'search.png'}"]
+    assert commands(search.main, "something green" * 9, *more)[0] == 0
+    assert "the text is longer than the model takes" in caplog.text
+
+
+def test_where_one_stands_does_not_matter_to_a_collection_on_disk(commands, tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    for folder, path in ((tmp_path, "videos"), (tmp_path / "videos", ".")):
+        monkeypatch.chdir(folder)
+        assert commands(embed.main, f"--path={path}", f"--out={tmp_path / 'out'}")[0] == 0
+    assert table.read_manifest(tmp_path / "out").path == str(tmp_path / "videos")
+
+
 def test_a_clip_that_is_no_longer_in_its_place_is_not_drawn(commands, tmp_path, monkeypatch, caplog):
     """Two clips before it are gone: another would be drawn under its name."""
     commands(*embedding(tmp_path / "of"))
