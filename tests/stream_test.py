@@ -154,7 +154,7 @@ def test_what_cannot_be_watched_is_one_sentence(watch, folder, name, message):
         ((f"--out={__file__}",), "File exists"),
         (("--frames=6",), "--frames=6 must be a multiple of the model's tubelet, 4"),
         (("--threshold=2",), "threshold=2.0 must lie between 0 and 1"),
-        (("--bank=nowhere.txt",), "--bank=nowhere.txt: no such file"),
+        (("--bank=nowhere.txt",), "--bank=nowhere.txt: No such file"),
         (("--config.seed=1",), "no --config flags here"),
     ],
 )

@@ -1,6 +1,5 @@
 """Embeddings to texts: the nearest of a bank, or what the Y-Decoder writes."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -62,13 +61,15 @@ def read_bank(path: str) -> list[str]:
     Raises:
       UsageError: it is missing, too large, not UTF-8 or empty.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UsageError(f"--bank={path}: no such file")
-    if file.stat().st_size > MAX_BANK_BYTES:
+    try:
+        with open(path, "rb") as file:  # it may be a pipe, whose size nobody knows
+            content = file.read(MAX_BANK_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"--bank={path}: {error.strerror}") from error
+    if len(content) > MAX_BANK_BYTES:
         raise UsageError(f"--bank={path} has more than {MAX_BANK_BYTES:,} bytes")
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # and by nothing else: texts may hold it
+        lines = content.decode("utf-8-sig").split("\n")  # and by nothing else: texts may hold it
     except UnicodeDecodeError as error:
         raise UsageError(f"--bank={path} is not UTF-8 text (byte {error.start})") from error
     texts = [line.strip() for line in lines if line.strip()]

@@ -1,5 +1,7 @@
 """Embeddings to texts."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -36,8 +38,16 @@ def test_a_bank_is_read_without_empty_lines(tmp_path):
     assert read_bank(str(tmp_path / "bank.txt")) == ["a dog", "ein Bär", "two\u2028parts"]
 
 
+def test_a_bank_comes_through_a_pipe():
+    reading, writing = os.pipe()
+    os.write(writing, b"a dog\na cat\n")
+    os.close(writing)
+    assert read_bank(f"/dev/fd/{reading}") == ["a dog", "a cat"]
+    os.close(reading)
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "holds no texts"), (b"\xff\xfe", "not UTF-8"), (None, "no such file")]
+    ("content", "message"), [(b"\n \n", "holds no texts"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")]
 )
 def test_what_is_no_bank_is_refused(tmp_path, content, message):
     if content is not None:
