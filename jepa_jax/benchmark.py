@@ -290,7 +290,9 @@ def main(arguments: list[str]) -> int:
     distributed.initialize(values)
     if values.trace:
         check_profiler()
-    out = values.out or pathlib.Path(f"runs/{config.name}.benchmark.json")
+    part = values.part or "step"
+    kind = f".{values.compare}.{part}" if values.compare else ""
+    out = values.out or pathlib.Path(f"runs/{config.name}.benchmark{kind}.json")
     with flags.as_usage_errors(OSError), distributed.together():
         if distributed.is_main():
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +300,7 @@ def main(arguments: list[str]) -> int:
             values.trace.mkdir(parents=True, exist_ok=True)
     with distributed.ending_together():
         if values.compare:
-            found = _compare(config, values.part or "step", values.steps)
+            found = _compare(config, part, values.steps)
             text = report_comparison(found)
         else:
             with flags.as_usage_errors(WorkerEndedError):

@@ -229,6 +229,16 @@ def every_remat(
     return rows
 
 
+def default_report(
+    name: str, topology: str, *, slices: int = 1, chips: int | None = None, bucket: int = -1
+) -> pathlib.Path:
+    """Where the report of a config goes: another file for each question that is asked about it."""
+    parts = [topology.replace(":", "-")]
+    parts += [f"{slices}-slices"] * (slices > 1) + [f"{chips}-chips"] * (chips is not None)
+    parts += [f"bucket{bucket}"] * (bucket != -1)
+    return pathlib.Path("runs", name, f"preflight-{'-'.join(parts)}.json")
+
+
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
@@ -289,8 +299,9 @@ def main(arguments: list[str]) -> int:
     if values.every_remat:
         result["remat"] = every_remat(given, devices, chip, lengths, result)
         print_remat(result["remat"])
-    default = f"runs/{config.name}/preflight-{values.topology.replace(':', '-')}.json"
-    out = values.out or pathlib.Path(default)
+    out = values.out or default_report(
+        config.name, values.topology, slices=values.slices, chips=values.chips, bucket=values.bucket
+    )
     with flags.as_usage_errors(OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, json.dumps(result, indent=2) + "\n")

@@ -294,3 +294,10 @@ def test_a_mistake_is_one_sentence(arguments, sentence, capsys):
     error = capsys.readouterr().err.strip()
     assert sentence in error
     assert len([line for line in error.splitlines() if line.startswith("error")]) == 1
+
+
+def test_every_question_has_a_report_of_its_own():
+    more = ({}, {"slices": 2}, {"chips": 1}, {"bucket": 0}, {"bucket": 1, "chips": 2})
+    names = [preflight.default_report("demo", "v5e:2x2", **asked).as_posix() for asked in more]
+    assert names[0] == "runs/demo/preflight-v5e-2x2.json"
+    assert len(set(names)) == len(more)
