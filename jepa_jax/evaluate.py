@@ -41,6 +41,7 @@ CONTROLS = ("untrained", "shuffled")
 OWN_TASKS = emoji_motion.TASKS | emoji_motion.TEXT_TASKS | emoji_motion.ON_REQUEST
 SELECTIVE = "selective"
 BENCHMARK_FLAGS = ("annotations", "media", "query", "wordings")
+_NO_SPLITS = "the run's eval.splits are none: name one with --split"
 
 
 def tasks_of(clips: list[Clip]) -> dict:
@@ -134,7 +135,9 @@ def evaluate(model: Model, workdir: epath.Path, tasks: list[str]) -> None:
     """
     results = {task: metrics for task, metrics in run_tasks(model, tasks).items() if metrics}
     if not results:
-        splits = ", ".join(model.config.eval.splits) or "none: name one"
+        if not model.config.eval.splits:
+            raise flags.UsageError(_NO_SPLITS)
+        splits = ", ".join(model.config.eval.splits)
         raise flags.UsageError(
             f"nothing to evaluate: splits ({splits}) have no labels for {', '.join(tasks)}"
         )
@@ -214,7 +217,7 @@ def evaluate_selective(model: Model, workdir: epath.Path, split: str | None, by_
     """
     config = model.config.eval
     if not (split or config.splits):
-        raise flags.UsageError("the run's eval.splits are none: name one with --split")
+        raise flags.UsageError(_NO_SPLITS)
     splits = (config.validation_split, split or config.splits[0])
     speak = (lambda model, _: Written(model)) if by_decoder else NearestText
     with flags.as_usage_errors(ValueError, OSError):

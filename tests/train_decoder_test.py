@@ -176,6 +176,11 @@ def test_the_task_that_writes_needs_a_decoder(trained, tmp_path, capsys):
     assert f"jepa_jax.train_decoder --checkpoint={tmp_path}" in capsys.readouterr().err
 
 
+def test_without_splits_one_is_to_be_named(trained, capsys):
+    assert flags.run(evaluate.main, [f"--checkpoint={trained}"]) == 2
+    assert "eval.splits are none: name one with --split" in capsys.readouterr().err
+
+
 def test_settings_out_of_range_are_refused(trained):
     write = jepa_jax.load(trained).decoder
     x = np.ones((1, run_config.model.embedding_size), np.float32)
