@@ -419,7 +419,7 @@ def restore_run(
         return step, items["params"], data
 
 
-def compare_tokenizers(learned_with: str | None, now: str, home: epath.Path) -> None:
+def compare_tokenizers(learned_with: str | None, now: str, home: epath.PathLike) -> None:
     """Warn where a run's texts were split by other tokenizers than now; both are `identity_of` theirs, None
     where nobody knows."""
     if learned_with not in (None, now):

@@ -8,8 +8,10 @@ projections a file, `heads.safetensors`.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
+import logging
 import pathlib
 import shutil
 import sys
@@ -24,13 +26,24 @@ from safetensors.numpy import load_file, save_file
 
 from jepa_jax import flags, inference, parts
 from jepa_jax.checkpoint import DamagedCheckpointError
-from jepa_jax.config import BertConfig
+from jepa_jax.config import BertConfig, Config
+from jepa_jax.data.tokenizer import (
+    Tokenizer,
+    has_vocabulary,
+    identity_of,
+    load_query_tokenizer,
+    load_target_tokenizer,
+)
+from jepa_jax.errors import first_line
 from jepa_jax.places import PlaceError, place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
 from weights_conversion import bert, convert, gemma, llama, open_vljepa, vjepa2
 from weights_conversion.engine import Rule, invert
+from weights_conversion.sentence import PROJECTION
 from weights_conversion.sources import TOKENIZER_FILES
+
+logger = logging.getLogger(__name__)
 
 # A shard is written when it has grown beyond so many bytes, so that memory stays bounded.
 _SHARD_BYTES = 2**30
@@ -49,8 +62,11 @@ class Weights:
       read: an array by its name in the part.
       kept: tensors the model does not use, by the reference's names.
       origin: the provenance of converted weights, else empty.
-      folder: of the part, where its tokenizer is; None for a run.
+      folder: of the part, where its tokenizer is; None for a part of a whole model.
       max_length: tokens its tokenizer cuts a text to, or None.
+      tokenizer: loads that of a whole model's texts.
+      learned_with: `identity_of` the tokenizer that training split them with; None where nobody knows.
+      embedding_size: of the shared space, where a Y-Encoder has a projection to it.
     """
 
     name: str
@@ -60,6 +76,9 @@ class Weights:
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: pathlib.Path | None = None
     max_length: int | None = None
+    tokenizer: Callable[[], Tokenizer] | None = None
+    learned_with: str | None = None
+    embedding_size: int | None = None
 
 
 def _of_part(part: parts.Part, name: str, config, prefix: str = "") -> Weights:
@@ -89,18 +108,36 @@ def open_weights(directory: epath.Path) -> tuple[list[Weights], dict[str, np.nda
         if part.name != "vl_jepa":
             return [_of_part(part, part.name, part.config)], {}
         found = [_of_part(part, name, config, f"{name}/") for name, config in _sections(part.config)]
+        _add_texts(found, part.config)
         heads = part.select({name for name in part.shapes if _is_head(name)}).read()
         return found, {name: np.asarray(x) for name, x in heads.items()}
     workdir, step = inference.find_run(directory)
     config = inference.run_config(workdir)
     template = abstract_state(config, make_mesh(devices=jax.local_devices()[:1]))[1]
-    _, params, _ = inference.restore_run(workdir, step, config, to_items(template)["params"])
+    _, params, data = inference.restore_run(workdir, step, config, to_items(template)["params"])
     arrays = {name: np.asarray(x) for name, x in parts.flatten(params).items()}
     found = [
         Weights(name, section, lambda path, name=name: arrays[f"{name}/{path}"])
         for name, section in _sections(config)
     ]
+    _add_texts(found, config, data.get("tokenizers"))
     return found, {name: x for name, x in arrays.items() if _is_head(name)}
+
+
+def _add_texts(found: Iterable[Weights], config: Config, learned_with: str | None = None) -> None:
+    """What a whole model knows of the texts of its parts.
+
+    Args:
+      learned_with: `identity_of` both tokenizers.
+    """
+    _, predictor, y_encoder = found
+    predictor.tokenizer = functools.partial(load_query_tokenizer, config)
+    y_encoder.tokenizer = functools.partial(load_target_tokenizer, config)
+    predictor.max_length, y_encoder.max_length = config.data.length_buckets[-1]
+    if learned_with is not None:
+        predictor.learned_with, y_encoder.learned_with = learned_with.split()
+    if config.model.y_projection:
+        y_encoder.embedding_size = config.model.embedding_size
 
 
 def _sections(config) -> list[tuple[str, Any]]:
@@ -132,8 +169,7 @@ def _table(weights: Weights) -> tuple[list[Rule], dict[str, Any]]:
 
 
 def export(weights: Weights, folder: pathlib.Path, dtype: np.dtype | None = None) -> None:
-    """Write one part into an existing folder: config.json, safetensors, tokenizer, and around a text
-    encoder the modules of a sentence-transformers folder.
+    """Write one part into an existing folder: config.json and safetensors.
 
     Args:
       dtype: of the tensors; None keeps the type they are stored in.
@@ -155,17 +191,51 @@ def export(weights: Weights, folder: pathlib.Path, dtype: np.dtype | None = None
         reference["dtype"] = dtype.name
     (folder / "config.json").write_text(json.dumps(reference, indent=2) + "\n")
 
-    def cast(x: np.ndarray) -> np.ndarray:
-        return x if dtype is None else x.astype(dtype)
-
     tensors = itertools.chain(invert(rules, weights.read), weights.kept.items())
-    write_shards(((name, cast(x)) for name, x in tensors), folder)
+    write_shards(((name, _cast(x, dtype)) for name, x in tensors), folder)
+
+
+def _cast(x: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    return x if dtype is None else x.astype(dtype)
+
+
+def export_texts(weights: Weights, folder: pathlib.Path, dtype: np.dtype | None = None) -> None:
+    """Write into the folder of a part what its texts take: the tokenizer, and around a text encoder the
+    modules of a sentence-transformers folder. Without a tokenizer there is no list of them, by which
+    sentence-transformers would take one that knows no word."""
+    prefix = None
+    try:
+        prefix = _write_tokenizer(weights, folder)
+    except ValueError as error:
+        left_out = " and no modules.json of sentence-transformers" if weights.name == "y_encoder" else ""
+        logger.warning("%s: no tokenizer%s is written: %s", weights.name, left_out, first_line(error))
     if weights.name == "y_encoder":
-        _write_sentence_modules(weights, folder, cast)
-    if weights.folder is not None:
-        for file in TOKENIZER_FILES:
-            if (weights.folder / file).is_file():
-                shutil.copyfile(weights.folder / file, folder / file)
+        modules = _write_sentence_modules(weights, folder, dtype)
+        if prefix is not None:
+            (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+        if prefix:
+            # Queries and documents have prompts of their own there, empty ones if nothing is said.
+            prompts = {"prompts": {"query": prefix, "document": prefix}, "default_prompt_name": "document"}
+            (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts, indent=2) + "\n")
+
+
+def _write_tokenizer(weights: Weights, folder: pathlib.Path) -> str:
+    """Write it, and give what is put before every text.
+
+    Raises:
+      ValueError: it cannot be had.
+    """
+    if weights.tokenizer is not None:
+        found = weights.tokenizer()
+        inference.compare_tokenizers(weights.learned_with, identity_of([found]), f"the {weights.name}")
+        found.save(folder, weights.max_length)
+        return found.prefix
+    for file in TOKENIZER_FILES:
+        if (weights.folder / file).is_file():
+            shutil.copyfile(weights.folder / file, folder / file)
+    if not has_vocabulary(folder):
+        raise ValueError(f"{weights.folder} has none")
+    return ""
 
 
 def _placeholders(weights: Weights) -> dict[str, np.ndarray]:
@@ -221,8 +291,9 @@ def write_shards(tensors: Iterable[tuple[str, np.ndarray]], folder: pathlib.Path
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_sentence_modules(weights: Weights, folder: pathlib.Path, cast) -> None:
-    """The modules of sentence-transformers: the model, its pool, Dense heads, normalisation."""
+def _write_sentence_modules(weights: Weights, folder: pathlib.Path, dtype: np.dtype | None) -> list[dict]:
+    """The modules of sentence-transformers: the model, its pool, Dense heads, a run's projection,
+    normalisation. Gives the list of them."""
     config = weights.config
     width, modules = config.width, [("", "Transformer"), ("1_Pooling", "Pooling")]
     first = getattr(config, "pool", "mean") == "first"
@@ -233,38 +304,43 @@ def _write_sentence_modules(weights: Weights, folder: pathlib.Path, cast) -> Non
     }
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pool, indent=2) + "\n")
-    for k, size in enumerate(getattr(config, "dense_widths", ())):
-        place = folder / f"{k + 2}_Dense"
+    heads = [
+        (f"{k + 2}_Dense", f"dense/{k}", size) for k, size in enumerate(getattr(config, "dense_widths", ()))
+    ]
+    if weights.embedding_size is not None:
+        heads.append((PROJECTION, "output_projection", weights.embedding_size))
+    for name, ours, size in heads:
+        place = folder / name
         place.mkdir()
         head = {
             "in_features": width,
             "out_features": size,
-            "bias": False,
+            "bias": name == PROJECTION,
             "activation_function": "torch.nn.modules.linear.Identity",
         }
         (place / "config.json").write_text(json.dumps(head, indent=2) + "\n")
-        kernel = np.ascontiguousarray(weights.read(f"dense/{k}/kernel").T)
-        save_file({"linear.weight": cast(kernel)}, place / "model.safetensors", metadata={"format": "pt"})
-        modules.append((place.name, "Dense"))
+        tensors = {"linear.weight": weights.read(f"{ours}/kernel").T}
+        if name == PROJECTION:
+            tensors["linear.bias"] = weights.read(f"{ours}/bias")
+        tensors = {key: np.ascontiguousarray(_cast(x, dtype)) for key, x in tensors.items()}
+        save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+        modules.append((name, "Dense"))
         width = size
     modules.append((f"{len(modules)}_Normalize", "Normalize"))
     (folder / modules[-1][0]).mkdir()
-    listed = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(modules)
-    ]
-    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n")
     if weights.max_length is not None:
         length = {"max_seq_length": weights.max_length, "do_lower_case": False}
         (folder / "sentence_bert_config.json").write_text(json.dumps(length, indent=2) + "\n")
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
 
 
 def write_heads(heads: Mapping[str, np.ndarray], file: pathlib.Path, dtype: np.dtype | None) -> None:
     """The projections of a whole model under open-vljepa's names, and the temperature."""
-    by_name = {
-        name: np.ascontiguousarray(x if dtype is None else x.astype(dtype))
-        for name, x in invert(open_vljepa.HEADS, heads.__getitem__)
-    }
+    rules = [rule for rule in open_vljepa.HEADS if rule.ours in heads]  # model.y_projection may be off
+    by_name = {name: np.ascontiguousarray(_cast(x, dtype)) for name, x in invert(rules, heads.__getitem__)}
     by_name["log_logit_scale"] = np.asarray(heads["log_logit_scale"], np.float32)
     save_file(by_name, file, metadata={"format": "pt"})
 
@@ -291,13 +367,14 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError(f"--part={values.part}: {values.source} has {', '.join(names)}")
     out = values.out.absolute()
     with convert.atomic_folder(out) as folder, flags.as_usage_errors(DamagedCheckpointError):
-        if len(found) == 1 or values.part is not None:
-            (weights,) = [w for w in found if values.part in (None, w.name)]
-            export(weights, folder, dtype)
-        else:
-            for weights in found:
-                (folder / weights.name).mkdir()
-                export(weights, folder / weights.name, dtype)
+        chosen = [weights for weights in found if values.part in (None, weights.name)]
+        for weights in chosen:
+            inside = folder if len(chosen) == 1 else folder / weights.name
+            inside.mkdir(exist_ok=True)
+            export(weights, inside, dtype)
+            if weights.name != "x_encoder":
+                export_texts(weights, inside, dtype)
+        if len(chosen) > 1:
             write_heads(heads, folder / "heads.safetensors", dtype)
     print(f"{out}: {values.part or ', '.join(names)}")
     return 0

@@ -9,6 +9,8 @@ from jepa_jax.flags import UsageError
 from weights_conversion.files import inside, read_json
 
 logger = logging.getLogger(__name__)
+# The Dense head that `export` writes for the projection of a run to its shared space.
+PROJECTION = "projection"
 # No text is so long.
 _NO_BOUND = 10**9
 
@@ -47,6 +49,8 @@ def read_modules(path: pathlib.Path) -> SentenceModules:
                 model = place
             case "Pooling":
                 found.pool = _pool(read_json(place / "config.json"), place)
+            case "Dense" if place.name == PROJECTION:
+                logger.warning("%s: left out, it leads to the shared space of the run it comes from", place)
             case "Dense":
                 _check_dense(read_json(place / "config.json"), place)
                 found.dense.append(place)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable
 
 import numpy as np
+from etils import epath
 
 from jepa_jax.config import Config, DecoderConfig
 from jepa_jax.errors import first_line
@@ -18,6 +19,8 @@ from jepa_jax.places import is_local, place
 
 # Names that stand for files shipped with the package.
 SHIPPED = {"emoji_motion": pathlib.Path(__file__).parent / "emoji_motion" / "tokenizer"}
+# One of them holds the words of a tokenizer.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Of the files of a tokenizer; beside them there may be gigabytes of weights.
 _FILES = (".json", ".txt", ".model", ".jinja")
 
@@ -28,6 +31,12 @@ _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 def _is_no_advice(record: logging.LogRecord) -> bool:
     """For the log of `transformers`: that it misses PyTorch, which no tokenizer needs, is nobody's worry."""
     return not record.getMessage().startswith("PyTorch was not found")
+
+
+def has_vocabulary(folder: epath.PathLike) -> bool:
+    """Whether a folder holds a tokenizer. Of one that does not, `transformers` may make one that knows no
+    word."""
+    return any((epath.Path(folder) / name).is_file() for name in _VOCABULARIES)
 
 
 @contextlib.contextmanager
@@ -135,6 +144,18 @@ class Tokenizer:
             rules = f"{type(self._tokenizer)} {sorted(self._tokenizer.get_vocab())}"
         return hashlib.sha256(f"{self.prefix}\n{rules}".encode()).hexdigest()
 
+    def save(self, folder: epath.PathLike, length: int) -> None:
+        """Write it into a folder, for `transformers` to pad texts as here and to cut them to `length` tokens.
+        The prefix is none of its files'."""
+        with self._lock:
+            found = self._tokenizer
+            found.padding_side, found.model_max_length = "right", length
+            if found.pad_token is None:  # the library pads by no other; what is padded is masked
+                found.pad_token = found.eos_token
+            if getattr(found, "backend_tokenizer", None):
+                found.backend_tokenizer.no_truncation()  # as in `identity`
+            found.save_pretrained(folder)
+
     def counts(self, texts: list[str]) -> list[int]:
         """Tokens of each text, special ones included."""
         if not texts:
@@ -220,24 +241,38 @@ def identity_of(tokenizers: Iterable[Tokenizer]) -> str:
     return " ".join(tokenizer.identity[:16] for tokenizer in tokenizers)
 
 
+def load_query_tokenizer(config: Config) -> Tokenizer:
+    """The query's tokenizer.
+
+    Raises:
+      ValueError: as `load_tokenizers`.
+    """
+    vocab_size = config.model.predictor.vocab_size
+    found = Tokenizer(config.data.query_tokenizer, vocab_size=vocab_size)
+    _check(found, "model.predictor", vocab_size, config.data.length_buckets[-1][0])
+    return found
+
+
+def load_target_tokenizer(config: Config) -> Tokenizer:
+    """The target's tokenizer, with its prefix.
+
+    Raises:
+      ValueError: as `load_tokenizers`.
+    """
+    data, vocab_size = config.data, config.model.y_encoder.vocab_size
+    found = Tokenizer(data.target_tokenizer, data.target_prefix, vocab_size)
+    _check(found, "model.y_encoder", vocab_size, data.length_buckets[-1][1])
+    return found
+
+
 def load_tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:
     """The query's and the target's tokenizer.
 
     Raises:
-      ValueError: a tokenizer needs more rows than its model's table has, or its special tokens more
-        positions than the last of `data.length_buckets`.
+      ValueError: a tokenizer cannot be had, needs more rows than its model's table has, or its special tokens
+        more positions than the last of `data.length_buckets`.
     """
-    data, model = config.data, config.model
-    query = Tokenizer(data.query_tokenizer, vocab_size=model.predictor.vocab_size)
-    target = Tokenizer(data.target_tokenizer, data.target_prefix, model.y_encoder.vocab_size)
-    for tokenizer, part, vocab_size, length in (
-        (query, "model.predictor", model.predictor.vocab_size, data.length_buckets[-1][0]),
-        (target, "model.y_encoder", model.y_encoder.vocab_size, data.length_buckets[-1][1]),
-    ):
-        _check_rows(tokenizer, part, vocab_size)
-        # Now, not in a thread: texts that fit no other bucket, and all that are embedded, come in this one.
-        tokenizer("", length)
-    return query, target
+    return load_query_tokenizer(config), load_target_tokenizer(config)
 
 
 def load_decoder_tokenizer(config: DecoderConfig) -> Tokenizer:
@@ -254,6 +289,12 @@ def load_decoder_tokenizer(config: DecoderConfig) -> Tokenizer:
             f"llama.vocab_size={config.llama.vocab_size}: raise it"
         )
     return tokenizer
+
+
+def _check(tokenizer: Tokenizer, part: str, vocab_size: int, length: int) -> None:
+    _check_rows(tokenizer, part, vocab_size)
+    # Now, not in a thread: texts that fit no other bucket, and all that are embedded, come in this one.
+    tokenizer("", length)
 
 
 def _check_rows(tokenizer: Tokenizer, part: str, vocab_size: int) -> None:

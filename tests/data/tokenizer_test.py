@@ -225,6 +225,23 @@ def test_a_batch_is_its_texts(folders):
 
 
 @pytest.mark.parametrize(
+    ("family", "model_type"),
+    [("llama", "llama"), ("smollm", "llama"), ("gemma", "gemma3_text"), ("bert", "bert")],
+)
+def test_what_is_saved_pads_and_cuts_as_here(folders, family, model_type, tmp_path):
+    """Beside the configuration of a model, whose own kind of tokenizer it may not be."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    tokenizer = Tokenizer(folders[family])
+    texts = ["a cat", "cat cat! a cat!", "cat"]
+    tokenizer.batch(texts, 3)
+    tokenizer.save(tmp_path, 6)
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts, padding="max_length", truncation=True)
+    ids, mask = tokenizer.batch(texts, 6)
+    assert saved["attention_mask"] == mask.tolist()
+    np.testing.assert_array_equal(np.where(mask, saved["input_ids"], tokenizer.pad_id), ids)
+
+
+@pytest.mark.parametrize(
     ("family", "rows"),
     [
         ("llama", 18),  # every text has the first added token, none has to have the last

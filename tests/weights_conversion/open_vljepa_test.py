@@ -47,6 +47,8 @@ def state(references):
 def part(state, tmp_path_factory):
     folder = tmp_path_factory.mktemp("open_vljepa")
     saved = {"data": {"num_frames": 4, "image_size": 35, "max_query_len": 7, "max_caption_len": 11}}
+    # Not those of the hub, which the way back would ask for.
+    saved |= {"predictor": {"llama_name": "emoji_motion"}, "y_encoder": {"model_name": "emoji_motion"}}
     wrapped = {f"module.{name}": x for name, x in state.items()}
     torch.save({"model_state_dict": wrapped, "config": saved, "epoch": 3}, folder / "best.pt")
     return convert(folder / "best.pt", folder / "part", *SIZES, "--config.model.compute_dtype=float32")
