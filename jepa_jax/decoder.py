@@ -153,6 +153,20 @@ def is_decoder(directory: epath.Path) -> bool:
     return (directory / "config.json").is_file() and (directory / "checkpoints").is_dir()
 
 
+def read_config(directory: epath.Path) -> DecoderConfig:
+    """The configuration of a decoder.
+
+    Raises:
+      UsageError: the folder holds none.
+    """
+    if not is_decoder(directory):
+        raise flags.UsageError(
+            f"{directory} holds no decoder: give the --workdir of a python -m jepa_jax.train_decoder"
+        )
+    file = directory / "config.json"
+    return flags.config_from_json(file.read_bytes(), str(file), DecoderConfig)
+
+
 def check_weights(directory: epath.Path, data: dict[str, Any], y_encoder: str) -> None:
     """Raise UsageError where a decoder was trained for a Y-Encoder of another SHA-256 than this.
 
@@ -176,10 +190,9 @@ def load_decoder(
         SHA-256 of its Y-Encoder's weights.
 
     Raises:
-      UsageError: it has no whole checkpoint, or is another model's.
+      UsageError: there is none, it has no whole checkpoint, or is another model's.
     """
-    file = directory / "config.json"
-    config = flags.config_from_json(file.read_bytes(), str(file), DecoderConfig)
+    config = read_config(directory)
     if config.run_step != run_step:
         raise flags.UsageError(
             f"{directory} decodes the embeddings of step {config.run_step}, and the model is that of step "

@@ -17,7 +17,7 @@ from jepa_jax import distributed, flags, part_models, parts
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
 from jepa_jax.config import Config
 from jepa_jax.data.tokenizer import Tokenizer, identity_of, load_tokenizers
-from jepa_jax.decoder import Decoder, is_decoder, load_decoder
+from jepa_jax.decoder import Decoder, is_decoder, load_decoder, read_config
 from jepa_jax.evaluation.classification import class_embeddings, phrased
 from jepa_jax.evaluation.frames import loader
 from jepa_jax.models.vl_jepa import VLJEPA
@@ -439,13 +439,15 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
       A `Model`; for one converted part, `part_models.XEncoderModel`, `YEncoderModel` or `LlamaModel`.
 
     Raises:
-      UsageError: there is no checkpoint, or none is whole; weights that are damaged or of another form; or no
-        device.
+      UsageError: there is no checkpoint, or none is whole; weights that are damaged or of another form; no
+        decoder in its folder; or no device.
     """
     distributed.check_devices()
     with flags.as_usage_errors(PlaceError):
         path = place(directory)
         folder = None if decoder is None else place(decoder)
+    if folder is not None:
+        read_config(folder)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     if parts.is_part(path):
         with flags.as_usage_errors(ValueError):  # also of arrays that are not those of its configuration

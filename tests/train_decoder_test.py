@@ -162,11 +162,23 @@ def test_a_decoder_of_another_run_is_not_used_nor_trained_on(trained, tmp_path, 
 
 
 def test_without_a_decoder_the_command_that_makes_one_is_named(trained, tmp_path):
-    model = jepa_jax.load(trained, decoder=tmp_path)
+    for name in ("config.json", "checkpoints"):
+        (tmp_path / name).symlink_to(trained / name)
+    model = jepa_jax.load(tmp_path)
     assert not model.has_decoder
-    command = f"python -m jepa_jax.train_decoder --checkpoint={trained}"
+    command = f"python -m jepa_jax.train_decoder --checkpoint={tmp_path}"
     with pytest.raises(flags.UsageError, match=command):
         model.caption(np.zeros((1, 4, 32, 32, 3), np.uint8))
+
+
+def test_a_folder_that_is_no_decoder_is_refused_by_its_name(trained, tmp_path):
+    for folder, sentence in (
+        (tmp_path / "misspelt", "misspelt holds no decoder: give the --workdir"),
+        (tmp_path, f"{tmp_path} holds no decoder"),
+        (trained, f"{trained}/config.json is that of a run: give the folder of a decoder"),
+    ):
+        with pytest.raises(flags.UsageError, match=sentence):
+            jepa_jax.load(trained, decoder=folder)
 
 
 def test_the_task_that_writes_needs_a_decoder(trained, tmp_path, capsys):
