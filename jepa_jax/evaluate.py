@@ -1,6 +1,6 @@
 """Evaluate a trained model.
 
-    python -m jepa_jax.evaluate --checkpoint=DIR [--task=NAME] [--split=NAME]
+    python -m jepa_jax.evaluate --checkpoint=DIR [--task=NAME] [--split=NAME] [--decoder=DIR]
     python -m jepa_jax.evaluate --checkpoint=DIR --task=selective [--texts=bank|decoder]
     python -m jepa_jax.evaluate --checkpoint=DIR --task=NAME --annotations=PATH --media=FOLDER
 
@@ -246,6 +246,9 @@ def main(arguments: list[str]) -> int:
         choices=("bank", "decoder"),
         help="who speaks in --task=selective (default: the bank's nearest)",
     )
+    parser.add_argument(
+        "--decoder", metavar="DIR", help="a decoder elsewhere than in the run (default: its own)"
+    )
     values = flags.parse_without_config(arguments, parser)
     if values.task is not None and values.task not in known:
         raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(known)}")
@@ -255,7 +258,10 @@ def main(arguments: list[str]) -> int:
             raise flags.UsageError(f"--{flag} is for benchmarks: name one with --task")
     if values.task != SELECTIVE and values.texts is not None:
         raise flags.UsageError("--texts is for --task=selective")
-    model = inference.load(values.checkpoint)
+    writes = asked.needs_decoder if asked is not None else values.task in (None, *emoji_motion.TEXT_TASKS)
+    if values.decoder is not None and not (writes or values.texts == "decoder"):
+        raise flags.UsageError(f"--decoder is for what writes text, and --task={values.task} does not")
+    model = inference.load(values.checkpoint, values.decoder)
     path = place(values.checkpoint)
     workdir, step = (path, None) if parts.is_part(path) else inference.find_run(path)
     if step is not None:  # what the run itself was evaluated to stays

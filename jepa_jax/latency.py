@@ -1,6 +1,6 @@
 """How long an answer takes: its embedding, its embedding and its text, or token by token from the video.
 
-    python -m jepa_jax.latency --checkpoint=DIR [--rounds=N]
+    python -m jepa_jax.latency --checkpoint=DIR [--decoder=DIR] [--rounds=N]
 
 The embedding is one forward pass of the model. Its text is written by the decoder when it is asked for.
 The third way is how a generative model answers: the decoder's own Llama reads [visual; query] in place
@@ -85,14 +85,18 @@ def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     parser = flags.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a model with a decoder")
+    parser.add_argument(
+        "--decoder", metavar="DIR", help="a decoder elsewhere than in the run (default: its own)"
+    )
     parser.add_argument("--rounds", type=flags.count, default=50, help="medians are of so many (default: 50)")
     values = flags.parse_without_config(arguments, parser)
-    model = inference.load(values.checkpoint)
+    model = inference.load(values.checkpoint, values.decoder)
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models answer")
     if not model.has_decoder:
         raise flags.UsageError(
-            f"{values.checkpoint} has no decoder: python -m jepa_jax.train_decoder trains one"
+            f"{values.checkpoint} has no decoder: python -m jepa_jax.train_decoder trains one, and --decoder "
+            "names one elsewhere"
         )
     print(format_table(measure(model, values.rounds)))
     return 0

@@ -1,6 +1,6 @@
 """Watch a stream or a video: say what it shows where that changes, and only there.
 
-    python -m jepa_jax.stream --checkpoint=DIR --video=SOURCE [--bank=FILE] [--out=DIR]
+    python -m jepa_jax.stream --checkpoint=DIR --video=SOURCE [--bank=FILE|--decoder=DIR] [--out=DIR]
     python -m jepa_jax.stream --checkpoint=DIR --video=FILE --offline --segments=N [--bank=FILE]
 
 SOURCE is a file, a URL (http, rtsp, rtmp, hls) or, with --device, a camera. Texts are the nearest of
@@ -123,6 +123,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--video", required=True, metavar="SOURCE", help="a file, a URL or a camera")
     parser.add_argument("--device", help="a camera's interface: v4l2, avfoundation, dshow")
     parser.add_argument("--bank", metavar="FILE", help="texts to choose from (default: the model's decoder)")
+    parser.add_argument(
+        "--decoder", metavar="DIR", help="a decoder elsewhere than in the run (default: its own)"
+    )
     parser.add_argument("--query", default="describe the clip", help=f"what the model is asked {_DEFAULT}")
     parser.add_argument("--out", type=flags.local_path, default="watched", metavar="DIR", help=_DEFAULT)
     parser.add_argument(
@@ -145,6 +148,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     values = flags.parse_without_config(arguments, parser)
     if values.offline != (values.segments is not None):
         raise flags.UsageError("--offline and --segments=N go together")
+    if values.bank is not None and values.decoder is not None:
+        raise flags.UsageError("--bank and --decoder: give one, texts are chosen or written")
     if values.embedding is not None and not values.offline:
         raise flags.UsageError("--embedding is of --offline, which is not given")
     for field in dataclasses.fields(OnlineConfig):
@@ -166,7 +171,7 @@ def main(arguments: list[str]) -> int:
         names = [field.name for field in dataclasses.fields(OnlineConfig)]
         config = OnlineConfig(**{name: getattr(values, name) for name in names})
     bank = None if values.bank is None else read_bank(values.bank)
-    model = inference.load(values.checkpoint)
+    model = inference.load(values.checkpoint, values.decoder)
     if not isinstance(model, Model):
         raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can watch")
     tubelet = model.config.model.x_encoder.tubelet_size
@@ -175,7 +180,9 @@ def main(arguments: list[str]) -> int:
             f"--frames={values.frames} must be a multiple of the model's tubelet, {tubelet}"
         )
     if bank is None and not model.has_decoder:
-        raise flags.UsageError(f"{values.checkpoint} has no decoder to write texts: name a --bank of them")
+        raise flags.UsageError(
+            f"{values.checkpoint} has no decoder to write texts: name a --bank of them, or a --decoder"
+        )
     with flags.as_usage_errors(ValueError):
         model.check_query(values.query)
         check_rate(values.frames or model.config.data.frames, values.window)

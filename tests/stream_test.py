@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def watch(monkeypatch, folder, tmp_path, capsys):
     """Runs the command; gives status, events and what was printed on standard error."""
-    monkeypatch.setattr(stream.inference, "load", lambda _: ColourModel())
+    monkeypatch.setattr(stream.inference, "load", lambda *_: ColourModel())
 
     def run(video, *more):
         arguments = ["--checkpoint=x", f"--video={video}", f"--out={tmp_path}", "--window=0.8", *more]
@@ -154,6 +154,7 @@ def test_what_cannot_be_watched_is_one_sentence(watch, folder, name, message):
         ((f"--out={__file__}",), "File exists"),
         (("--frames=6",), "--frames=6 must be a multiple of the model's tubelet, 4"),
         (("--threshold=2",), "threshold=2.0 must lie between 0 and 1"),
+        (("--bank=x", "--decoder=y"), "--bank and --decoder: give one"),
         (("--bank=nowhere.txt",), "--bank=nowhere.txt: No such file"),
         (("--config.seed=1",), "no --config flags here"),
     ],

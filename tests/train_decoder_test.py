@@ -16,7 +16,7 @@ from flax import nnx
 import jepa_jax
 from jepa_jax import config as c
 from jepa_jax import decoder as decoders
-from jepa_jax import evaluate, flags, loop, parts, train_decoder
+from jepa_jax import evaluate, flags, inference, latency, loop, parts, stream, train_decoder
 from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.tokenizer import load_decoder_tokenizer
@@ -169,6 +169,26 @@ def test_without_a_decoder_the_command_that_makes_one_is_named(trained, tmp_path
     command = f"python -m jepa_jax.train_decoder --checkpoint={tmp_path}"
     with pytest.raises(flags.UsageError, match=command):
         model.caption(np.zeros((1, 4, 32, 32, 3), np.uint8))
+
+
+def test_commands_take_a_decoder_that_is_elsewhere(monkeypatch):
+    asked = []
+
+    def load(*given):
+        asked.append(given)
+        raise flags.UsageError("seen")
+
+    monkeypatch.setattr(inference, "load", load)
+    commands = (
+        (stream.main, "--video=x"),
+        (latency.main, "--rounds=1"),
+        (evaluate.main, "--task=decode"),
+        (evaluate.main, "--split=validation"),
+        (evaluate.main, "--task=selective", "--texts=decoder"),
+    )
+    for main, *more in commands:
+        assert flags.run(main, ["--checkpoint=run", "--decoder=there", *more]) == 2
+    assert asked == [("run", "there")] * len(commands)
 
 
 def test_a_folder_that_is_no_decoder_is_refused_by_its_name(trained, tmp_path):

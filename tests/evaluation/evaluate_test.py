@@ -26,7 +26,7 @@ def command(tmp_path, monkeypatch):
     found = read("ssv2", "ssv2")
     model = World({key(item): text for item, text in zip(found.items, RIGHT, strict=True)})
     model.config = tiny.run_config()
-    monkeypatch.setattr(evaluate.inference, "load", lambda _: model)
+    monkeypatch.setattr(evaluate.inference, "load", lambda *_: model)
     monkeypatch.setattr(evaluate.parts, "is_part", lambda _: True)
     monkeypatch.setattr(evaluate.frames, "loader", lambda _: model.load_frames)
     fill(tmp_path / "media", found.items)
@@ -102,7 +102,7 @@ def test_wordings_are_written_apart(command, tmp_path, monkeypatch):
 
 def test_a_text_encoder_alone_can_be_asked_about_texts(tmp_path, monkeypatch, capsys):
     alone = types.SimpleNamespace(embed_text=World.embed_text)
-    monkeypatch.setattr(evaluate.inference, "load", lambda _: alone)
+    monkeypatch.setattr(evaluate.inference, "load", lambda *_: alone)
     monkeypatch.setattr(evaluate.parts, "is_part", lambda _: True)
     arguments = [f"--checkpoint={tmp_path}", "--task=visla", f"--annotations={FIXTURES / 'visla'}"]
     assert flags.run(evaluate.main, arguments) == 0
@@ -121,6 +121,8 @@ def test_a_text_encoder_alone_can_be_asked_about_texts(tmp_path, monkeypatch, ca
         ([*SSV2], "needs --media=FOLDER"),
         ([*SSV2, "--media=nowhere"], "--media=nowhere: no such folder"),
         (["--task=vqa", "--media=x"], "--media is for benchmarks: name one with --task"),
+        (["--task=vqa", "--decoder=x"], "--decoder is for what writes text, and --task=vqa does not"),
+        ([*SSV2, "--decoder=x"], "--decoder is for what writes text, and --task=ssv2 does not"),
         (["--query=what?"], "--query is for benchmarks"),
         (["--task=ssv2", "--config.seed=1"], "no --config flags here"),
     ],
