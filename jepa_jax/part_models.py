@@ -177,7 +177,7 @@ class LlamaModel(PartModel):
         """States after the final norm: [B, L] int32, [B, L] bool -> [B, L, D] float32.
 
         Raises:
-          ValueError: a token that the table has no row for, or a mask of another shape.
+          ValueError: a token that the table has no row for, no tokens, or tokens or a mask of another form.
         """
         return self._batched(_hidden_states, *self._checked(tokens, mask))
 
@@ -185,8 +185,7 @@ class LlamaModel(PartModel):
         """Scores of the next token, of a whole language model: [B, L], [B, L] -> [B, L, V] float32.
 
         Raises:
-          ValueError: a token that the table has no row for, a mask of another shape, or a predictor, which
-            has no head.
+          ValueError: as `hidden_states`, or a predictor, which has no head.
         """
         if not hasattr(self.config, "llama"):
             raise ValueError("a predictor has no logits: convert its source with --part=y_decoder")
@@ -196,11 +195,17 @@ class LlamaModel(PartModel):
         tokens, mask = np.asarray(tokens), np.asarray(mask)
         if tokens.ndim != 2 or tokens.shape != mask.shape:
             raise ValueError(f"tokens and mask must both be [B, L], got {tokens.shape} and {mask.shape}")
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self._rows):
+        if not tokens.size:
+            raise ValueError(f"nothing to embed: the input is empty, tokens {tokens.shape}")
+        if tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens must be whole numbers, got {tokens.dtype}")
+        if not np.isin(mask, (0, 1)).all():
+            raise ValueError(f"mask must be bool, or of zeros and ones, got other values of {mask.dtype}")
+        if not (tokens.min() >= 0 and tokens.max() < self._rows):
             raise ValueError(
                 f"tokens must be from 0 to {self._rows - 1}, got some from {tokens.min()} to {tokens.max()}"
             )
-        return tokens, mask
+        return tokens, mask.astype(bool)
 
 
 def make(part: Part) -> PartModel:

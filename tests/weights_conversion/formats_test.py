@@ -325,6 +325,16 @@ def test_load_opens_every_part(tmp_path):
             llama.logits(wrong, mask)
     with pytest.raises(ValueError, match=r"must both be \[B, L\], got \(2, 5\) and \(1, 5\)"):
         llama.logits(ids.tolist(), mask[:1].tolist())
+    for kind in (float, bool, str, object):
+        with pytest.raises(ValueError, match="tokens must be whole numbers, got "):
+            llama.hidden_states(ids.astype(kind), mask)
+    with pytest.raises(ValueError, match=r"the input is empty, tokens \(2, 0\)"):
+        llama.hidden_states(ids[:, :0], mask[:, :0])
+    short = mask & (np.arange(5) < 3)
+    np.testing.assert_array_equal(llama.logits(ids, short.astype(float)), llama.logits(ids, short))
+    for wrong in (2 * short, short.astype(str)):
+        with pytest.raises(ValueError, match="mask must be bool, or of zeros and ones"):
+            llama.logits(ids, wrong)
     predictor = jepa_jax.load(convert(tmp_path / "l", tmp_path / "c", "--part=predictor"))
     with pytest.raises(ValueError, match="a predictor has no logits"):
         predictor.logits(ids, mask)
