@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from jepa_jax import flags
-from jepa_jax.data.tokenizer import Tokenizer
+from jepa_jax.data.tokenizer import Tokenizer, has_vocabulary
+from jepa_jax.errors import first_line
 from jepa_jax.models.vl_jepa import normalise_frames, unit
 from jepa_jax.parts import Part, abstract_module, filled
 from jepa_jax.sharding import to_host
@@ -138,10 +139,17 @@ class PartModel:
         """The tokenizer converted with the weights.
 
         Raises:
-          UsageError: the source had none beside it.
+          UsageError: the source had none beside it, or it is damaged.
         """
-        with flags.as_usage_errors(ValueError):
+        try:
             return Tokenizer(str(self._directory), vocab_size=self._rows)
+        except ValueError as error:
+            if has_vocabulary(self._directory):
+                raise flags.UsageError(first_line(error)) from error
+            raise flags.UsageError(
+                f"{self._directory} has no tokenizer, for its source had none beside it: put the source's "
+                "tokenizer files (tokenizer.json, tokenizer_config.json) into that folder"
+            ) from error
 
     @property
     def _rows(self) -> int | None:

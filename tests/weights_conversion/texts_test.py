@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import jepa_jax
 from jepa_jax import parts
 from jepa_jax.checkpoint import Checkpointer
-from jepa_jax.data.tokenizer import identity_of, load_tokenizers
+from jepa_jax.data.tokenizer import SHIPPED, identity_of, load_tokenizers
 from jepa_jax.flags import UsageError, config_to_json
 from jepa_jax.state import to_items
 from tests import tiny
@@ -70,8 +71,15 @@ def test_weights_without_a_tokenizer_are_said_to_have_none(tmp_path):
     """To every command, in a sentence."""
     folder = folders.save(folders.bert(), tmp_path / "source")
     model = jepa_jax.load(convert(folder, tmp_path / "part"))
+    with pytest.raises(UsageError, match=r"part has no tokenizer, .*: put .* into that folder"):
+        model.embed_text(["a"])
+    (tmp_path / "part" / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match="part' cannot be loaded"):
         model.embed_text(["a"])
+    # As the sentence says.
+    for file in SHIPPED["emoji_motion"].glob("*.json"):
+        shutil.copy(file, tmp_path / "part")
+    assert model.embed_text([""]).shape == (1, 57)
 
 
 def make_run(folder: pathlib.Path, learned_with=None, model=None, **data) -> pathlib.Path:
