@@ -167,7 +167,7 @@ class Model:
           OSError: it cannot be opened.
         """
         try:
-            path = epath.Path(file)
+            path = epath.Path(os.path.expanduser(file))
         except KeyError as error:  # of a scheme that is no file system's
             raise ValueError(f"{file} is no file, of a disk or a bucket: download it first") from error
         return loader(self.config)(path, start, end)[None]

@@ -45,8 +45,8 @@ def frames():
     return tiny.pixels(CLIPS, 4, 32, 32, 3)
 
 
-def test_a_file_is_read_as_training_reads_it(model, tmp_path):
-    """A clip of its own, one span of it, and a picture."""
+def test_a_file_is_read_as_training_reads_it(model, tmp_path, monkeypatch):
+    """A clip of its own, one span of it, and a picture, in the home directory too."""
     clip = [Image.fromarray(x) for x in tiny.pixels(8, 40, 48, 3)]
     options = {"save_all": True, "append_images": clip[1:], "duration": 500, "lossless": True}
     clip[0].save(tmp_path / "clip.webp", **options)
@@ -59,6 +59,8 @@ def test_a_file_is_read_as_training_reads_it(model, tmp_path):
         np.testing.assert_array_equal(model.read(tmp_path / "clip.webp", *span), trained_on[None])
     video = model.read(str(tmp_path / "still.png"))
     assert video.shape == (1, 1, 32, 32, 3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(model.read("~/still.png"), video)
     assert model.answer(video, "is there a dog?", ["yes", "no"])[0] in ("yes", "no")
     with pytest.raises(OSError, match="gone"):
         model.read("gone.mp4")
