@@ -201,14 +201,16 @@ def _cast(x: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
 
 def export_texts(weights: Weights, folder: pathlib.Path, dtype: np.dtype | None = None) -> None:
     """Write into the folder of a part what its texts take: the tokenizer, and around a text encoder the
-    modules of a sentence-transformers folder. Without a tokenizer there is no list of them, by which
-    sentence-transformers would take one that knows no word."""
+    modules of a sentence-transformers folder. Without a tokenizer the list of them, modules.json, which says
+    that the folder is one, is left out."""
     prefix = None
     try:
         prefix = _write_tokenizer(weights, folder)
     except ValueError as error:
-        left_out = " and no modules.json of sentence-transformers" if weights.name == "y_encoder" else ""
-        logger.warning("%s: no tokenizer%s is written: %s", weights.name, left_out, first_line(error))
+        more = ""
+        if weights.name == "y_encoder":
+            more = "; sentence-transformers would make up one that knows no word: there is no modules.json"
+        logger.warning("%s: no tokenizer is written (%s)%s", weights.name, first_line(error), more)
     if weights.name == "y_encoder":
         modules = _write_sentence_modules(weights, folder, dtype)
         if prefix is not None:
