@@ -4,8 +4,8 @@
 
 Expected: 1.23 times the steps a second of PyTorch (ten turns, 1.09 to 1.33) on two cores of an AMD EPYC with
 AVX-512, where XLA's library multiplies matrices a fifth to a half faster than PyTorch's. On two cores of an
-Intel Xeon PyTorch's is as fast or faster, and it is 1.00 times (ten turns, 0.80 to 1.03). The first figure is
-of a program in which XLA's library also added to a product what followed it (CHANGELOG.md says why no longer).
+Intel Xeon PyTorch's is as fast or faster, and it is 1.00 times (ten turns, 0.80 to 1.03). On the AMD, XLA's
+library also added to a product what followed it; CHANGELOG.md says why no longer.
 """
 
 from jepa_jax.config import (
