@@ -253,7 +253,7 @@ def test_muon_follows_its_momentum():
         tiny.assert_close(found, -0.1 * 0.2 * np.sqrt(3) * newton_schulz(x, 3), 1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1536, 24), (1536, 28), (1536, 32), (2048, 24), (768, 256)])
+@pytest.mark.parametrize("shape", [(1536, 24), (1536, 32), (768, 256)])
 def test_muon_is_right_as_a_step_is_compiled(shape):
     """XLA's kernel library read matrices of some narrow shapes after it had written over them."""
     kernel = {"x_encoder": {"patch_embedding": {"kernel": tiny.normal(*shape)}}}

@@ -114,7 +114,7 @@ def test_each_bad_record_has_its_cause(tmp_path):
         (example(image=b"x" * 20_001, text="t"), "media too large"),
         (example(image=png()), "text empty"),
         (example(image=png(), text=b"\xff"), "text not UTF-8"),
-        (example(image=png(), text=7), "line not readable"),
+        (example(image=png(), text=7.5), "line not readable"),
     ]
     write(tmp_path / "0.array_record", [record for record, _ in records])
     source = opened(tmp_path)

@@ -128,7 +128,7 @@ GOOD = {"video": "a.mp4", "text": "good"}
         (b'{"video": "a.mp4", "text"', "line not readable"),
         (b'["a.mp4", "x"]', "line not readable"),
         (b'{"video": 3, "text": "x"}', "line not readable"),
-        (b'{"video": "a.mp4", "text": 7}', "line not readable"),
+        (b'{"video": "a.mp4", "text": 7.5}', "line not readable"),
         (b"[" * 100_000, "line not readable"),
         (b'{"video": "a.mp4", "text": "x", "start": "soon"}', "line not readable"),
         (b'{"video": "a.mp4", "text": "x", "weight": NaN}', "line not readable"),
