@@ -447,7 +447,7 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
         path = place(directory)
         folder = None if decoder is None else place(decoder)
     if folder is not None:
-        read_config(folder)
+        read_config(folder)  # what is no decoder is said now, not when the first text is asked for
     mesh = make_mesh(devices=jax.local_devices()[:1])
     if parts.is_part(path):
         with flags.as_usage_errors(ValueError):  # also of arrays that are not those of its configuration
