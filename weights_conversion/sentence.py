@@ -119,9 +119,18 @@ def _pool(config: Mapping, place: pathlib.Path) -> str:
 
 
 def _check_dense(config: Mapping, place: pathlib.Path) -> None:
-    activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
+    # What sentence-transformers adds, and where it reads and writes, if nothing is said.
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if config.get("bias") or not activation.endswith("Identity"):
         raise UsageError(
             f"{place / 'config.json'}: a Dense head with bias={config.get('bias')} and {activation}; only "
             "plain ones are built"
         )
+    text = "sentence_embedding"
+    wanted = {"use_residual": (False, None), "module_input_name": (text,), "module_output_name": (text, None)}
+    for name, values in wanted.items():
+        if name in config and config[name] not in values:
+            raise UsageError(
+                f"{place / 'config.json'}: a Dense head with {name}={config[name]!r}; only plain ones are "
+                "built"
+            )

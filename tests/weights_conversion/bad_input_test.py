@@ -254,8 +254,27 @@ def test_modules_that_are_not_built(whole, tmp_path, refused):
         source / "2_Dense" / "config.json", bias=False, activation_function="torch.nn.modules.activation.Tanh"
     )
     assert "Tanh; only plain ones are built" in one_line(refused(source))
+    config = json.loads((source / "2_Dense" / "config.json").read_text())
+    del config["activation_function"]  # sentence-transformers takes Tanh then
+    (source / "2_Dense" / "config.json").write_text(json.dumps(config))
+    assert "Tanh; only plain ones are built" in one_line(refused(source))
     edit(source / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_max_tokens=True)
     assert "pools by ['max_tokens']" in one_line(refused(source))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("use_residual", True),
+        ("module_input_name", "token_embeddings"),
+        ("module_output_name", "another_embedding"),
+    ],
+)
+def test_a_dense_head_that_does_more_or_elsewhere(name, value, whole, tmp_path, refused):
+    """Where it keeps the width, its tensors are those of a plain one."""
+    source = copy(whole, "gemma", tmp_path)
+    edit(source / "2_Dense" / "config.json", **{name: value})
+    assert f"a Dense head with {name}={value!r}; only plain ones are built" in one_line(refused(source))
 
 
 def test_the_output_exists(whole, tmp_path, capsys):
