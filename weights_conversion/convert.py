@@ -4,9 +4,12 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import pathlib
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -325,22 +328,45 @@ def atomic_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write into, which becomes `out` when all went well and vanishes when not.
 
     Raises:
-      UsageError: `out` exists, or cannot be made.
+      UsageError: `out` exists, at the start or at the end, or cannot be made.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise flags.UsageError(f"{out} exists: name another --out, or remove it")
+    with _signals_as_exceptions():
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        except OSError as error:
+            raise flags.UsageError(f"{out} cannot be made: {error}") from error
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if os.path.lexists(out):
+                raise flags.UsageError(f"{out} exists by now, nothing was kept: name another --out")
+            temporary.rename(out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as Ctrl-C does, by an exception: they would leave what is half
+    written."""
+
+    def end(number, _):
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # which alone takes signals
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has one ignored
+                before[number] = signal.signal(number, end)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise flags.UsageError(f"{out} cannot be made: {error}") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _finite(name: str, array: LazyArray) -> LazyArray:
