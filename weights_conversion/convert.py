@@ -177,7 +177,13 @@ def _vjepa2_meta(source: Source, assignments) -> Conversion:
 def _llama(source: Source, part: str, layers: int | None, assignments) -> Conversion:
     tensors = source.tensors
     if source.kind == "llama":
-        whole = llama.config_from(reference_config(source))
+        reference = reference_config(source)
+        whole = llama.config_from(reference)
+        if part == "y_decoder" and not getattr(reference, "is_causal", True):
+            raise ConversionError(
+                "config.json: is_causal=False, and a y_decoder sees what is before it alone: give "
+                "--part=predictor"
+            )
         style, unused = "hf", llama.UNUSED
     elif source.kind == "llama_meta":
         whole, style, unused = llama.config_from_meta(source.config, tensors), "meta", llama.META_UNUSED

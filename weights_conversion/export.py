@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 # A shard is written when it has grown beyond so many bytes, so that memory stays bounded.
 _SHARD_BYTES = 2**30
-# Fields of older configurations that newer ones say otherwise.
-_STALE = ("rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern")
+# Fields of older configurations that newer ones say otherwise, and one that is there if it is not so.
+_STALE = ("rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern", "is_causal")
 # Fields that neither our configuration nor a shape holds: a source's own are better than ours.
 _GUESSED = ("pred_num_attention_heads", "max_position_embeddings")
 _TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}

@@ -134,7 +134,9 @@ def config_to(config: LlamaConfig, head: str | None) -> dict:
             "high_freq_factor": config.rope_scaling.high_frequency_factor,
             "original_max_position_embeddings": config.rope_scaling.original_length,
         }
-    return {
+    # Read by `transformers` from 5 on; to earlier versions every Llama is causal.
+    both_ways = {} if config.causal else {"is_causal": False}
+    return both_ways | {
         "model_type": "llama",
         "architectures": ["LlamaModel" if head is None else "LlamaForCausalLM"],
         "vocab_size": config.vocab_size,

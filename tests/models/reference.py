@@ -108,6 +108,7 @@ def from_vjepa2(reference: transformers.VJEPA2Config) -> c.XEncoderConfig:
 def to_llama(config: c.LlamaConfig, **extra) -> transformers.LlamaConfig:
     fields = _without_kind(llama.config_to(config, None)) | {"use_cache": False}
     del fields["tie_word_embeddings"]  # the blocks alone have no head
+    fields.pop("is_causal", None)  # tests give the mask
     return transformers.LlamaConfig(**(fields | extra))
 
 

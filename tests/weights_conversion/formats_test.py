@@ -267,6 +267,22 @@ def test_the_predictor_is_the_last_layers(tmp_path):
         assert len(again.layers) == count
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_exported_predictor_sees_both_ways_there_as_here(attention, tmp_path, capsys):
+    """By its configuration alone: nobody has to give a mask."""
+    part = convert(folders.save(folders.llama(3), tmp_path / "source"), tmp_path / "part", "--part=predictor")
+    back = way_back(part, tmp_path / "back")
+    tokens = np.arange(24).reshape(2, 12) % 41
+    mask = np.arange(12) < np.array([[12], [7]])
+    again = transformers.LlamaModel.from_pretrained(back, attn_implementation=attention)
+    with torch.no_grad():
+        expected = again(input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask))[0]
+    found = jepa_jax.load(part).hidden_states(tokens.astype(np.int32), mask)
+    np.testing.assert_allclose(found[mask], expected.numpy()[mask], atol=2e-5)
+    assert flags.run(main, [f"--source={back}", f"--out={tmp_path / 'decoder'}"]) == 2
+    assert "is_causal=False" in capsys.readouterr().err
+
+
 def test_provenance_says_where_the_weights_came_from(tmp_path):
     source = folders.save(folders.bert(), tmp_path / "source")
     (source / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\n# A model\n")
