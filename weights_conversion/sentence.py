@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 PROJECTION = "projection"
 # No text is so long.
 _NO_BOUND = 10**9
+# Options of the tokenizer's call that leave the tokens of a text as they are.
+_HARMLESS = ("padding", "pad_to_multiple_of", "return_tensors")
 
 
 @dataclass
@@ -69,7 +71,7 @@ def _check_texts(path: pathlib.Path, model: pathlib.Path) -> None:
     """What sentence-transformers does to a text before the tokenizer sees it.
 
     Raises:
-      UsageError: it makes all letters lower case where the tokenizer does not.
+      UsageError: it makes all letters lower case where the tokenizer does not, or has other tokens made.
     """
     name = "sentence_bert_config.json"
     lower = lambda file: (model / file).is_file() and read_json(model / file).get("do_lower_case")
@@ -77,6 +79,12 @@ def _check_texts(path: pathlib.Path, model: pathlib.Path) -> None:
         raise UsageError(
             f"{model / name}: do_lower_case is true, and not in tokenizer_config.json: not built"
         )
+    given = read_json(model / name).get("processing_kwargs") if (model / name).is_file() else None
+    for kind in ("common", "text"):
+        asked = given.get(kind) if isinstance(given, dict) else None
+        for option, value in asked.items() if isinstance(asked, dict) else ():
+            if option not in _HARMLESS and (option, value) != ("truncation", True):
+                raise UsageError(f"{model / name}: processing_kwargs has {option}={value!r}: not built")
     options = path / "config_sentence_transformers.json"
     found = read_json(options) if options.is_file() else {}
     prompts, chosen = found.get("prompts"), found.get("default_prompt_name")

@@ -1,5 +1,6 @@
 """What sentence-transformers does to a text before its model sees it."""
 
+import contextlib
 import json
 
 import pytest
@@ -28,6 +29,25 @@ def test_letters_that_the_tokenizer_leaves_and_sentence_transformers_lowers_are_
     assert read_modules(folder).folder == folder
     write(tokenizer_config={"do_lower_case": False})
     with pytest.raises(UsageError, match="do_lower_case is true, and not in"):
+        read_modules(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "refused"),
+    [
+        ("text", {"add_special_tokens": False}, True),
+        ("common", {"max_length": 4}, True),
+        ("text", {"truncation": False}, True),
+        ("text", {"truncation": True, "padding": "longest"}, False),
+        ("image", {"do_resize": False}, False),
+    ],
+)
+def test_other_tokens_than_the_tokenizer_s_own_are_refused(kind, options, refused, write):
+    folder = write(sentence_bert_config={"processing_kwargs": {kind: options}})
+    expected = (
+        pytest.raises(UsageError, match="processing_kwargs has") if refused else contextlib.nullcontext()
+    )
+    with expected:
         read_modules(folder)
 
 
