@@ -1,6 +1,7 @@
 """A sentence-transformers folder: what its modules do with the states of the model."""
 
 import logging
+import math
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,16 +101,21 @@ def _check_texts(path: pathlib.Path, model: pathlib.Path) -> None:
 
 def _max_length(model: pathlib.Path) -> int | None:
     """Tokens that sentence-transformers cuts a text to. From version 6 on it leaves that to the tokenizer,
-    whose configuration has an astronomical number where there is no bound."""
-    places = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
-    for name, key in places:
+    whose configuration has an astronomical number where there is no bound, and to the model's positions."""
+
+    def bound(name: str, key: str) -> float:
         found = read_json(model / name).get(key) if (model / name).is_file() else None
         if found is None:
-            continue
+            return math.inf
         if not isinstance(found, int | float) or not found >= 1:
             raise UsageError(f"{model / name}: {key}={found!r} must be a number from 1 on")
-        return int(found) if found < _NO_BOUND else None
-    return None
+        return found
+
+    length = bound("sentence_bert_config.json", "max_seq_length")
+    if length == math.inf:
+        length = bound("tokenizer_config.json", "model_max_length")
+        length = min(length, bound("config.json", "max_position_embeddings"))
+    return int(length) if length < _NO_BOUND else None
 
 
 def _pool(config: Mapping, place: pathlib.Path) -> str:

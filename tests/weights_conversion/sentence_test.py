@@ -51,6 +51,26 @@ def test_other_tokens_than_the_tokenizer_s_own_are_refused(kind, options, refuse
         read_modules(folder)
 
 
+@pytest.mark.parametrize(
+    ("own", "tokenizer", "positions", "length"),
+    [
+        (None, 1e30, 2048, 2048),
+        (None, 64, 2048, 64),
+        (None, None, 7, 7),
+        (64, 5, 7, 64),
+        (None, 1e30, None, None),
+    ],
+)
+def test_a_text_is_cut_to_the_positions_of_the_model(own, tokenizer, positions, length, write):
+    """Where sentence-transformers has no length of its own."""
+    folder = write(
+        sentence_bert_config={"max_seq_length": own},
+        tokenizer_config={"model_max_length": tokenizer},
+        config={"max_position_embeddings": positions},
+    )
+    assert read_modules(folder).max_length == length
+
+
 @pytest.mark.parametrize("chosen", [None, "document", "gone"])
 def test_prompts_that_are_not_put_before_every_text_say_nothing(chosen, write, caplog):
     prompts = {"query": "query: ", "document": ""}
