@@ -74,8 +74,13 @@ class Source:
         if not card.is_file():
             return None
         head = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
-        named = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if len(head) == 3 else None
-        return named.group(1) if named else None
+        if len(head) < 3:
+            return None
+        # On the same line, or as the items of a list below it.
+        header = re.sub(r"(^|\s)#.*", "", head[1])
+        named = re.search(r"^license:[ \t]*(\S.*)?((?:\s*\n[ \t]*- .*)*)", header, re.MULTILINE)
+        words = re.findall(r"[^\s,\[\]'\"]+", f"{named[1] or ''}{named[2]}") if named else []
+        return ", ".join(word for word in words if word != "-") or None
 
 
 def open_source(name: str, *, encoder: str = "encoder", x_encoder: str | None = None) -> Source:

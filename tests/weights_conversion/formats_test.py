@@ -23,6 +23,7 @@ from tests.models import reference
 from tests.weights_conversion import folders
 from weights_conversion import export
 from weights_conversion.__main__ import main
+from weights_conversion.sources import Source
 
 
 def convert(source: pathlib.Path, out: pathlib.Path, *options: str) -> pathlib.Path:
@@ -281,6 +282,22 @@ def test_an_exported_predictor_sees_both_ways_there_as_here(attention, tmp_path,
     np.testing.assert_allclose(found[mask], expected.numpy()[mask], atol=2e-5)
     assert flags.run(main, [f"--source={back}", f"--out={tmp_path / 'decoder'}"]) == 2
     assert "is_causal=False" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("header", "license"),
+    [
+        ("license: mit  # of the code too", "mit"),
+        ("license:\n- apache-2.0\n-  mit\ntags:\n- x", "apache-2.0, mit"),
+        ("license:\r\n  - gemma\r\nlanguage: en", "gemma"),
+        ("license: ['mit', \"bsd\"]", "mit, bsd"),
+        ("license:\ntags:\n- x", None),
+        ("tags: [license]", None),
+    ],
+)
+def test_the_licence_of_a_model_card(header, license, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n# A model\n", newline="")
+    assert Source("bert", None, {}, tmp_path).license() == license
 
 
 def test_provenance_says_where_the_weights_came_from(tmp_path):
