@@ -211,6 +211,9 @@ def _reference(weights: export.Weights, conversion: Conversion, scratch: pathlib
     kind, source = kinds[weights.name], conversion.source
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     file = source.tensors.files[0]
+    if source.kind == "vjepa2":
+        # Its positions are those of a grid of this size, ours of the frames given.
+        options["crop_size"] = weights.config.image_size
     if source.kind in ("vjepa2", "llama", "gemma3", "bert"):
         if source.kind == "gemma3":
             config = transformers.Gemma3TextConfig.from_dict(

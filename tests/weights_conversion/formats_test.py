@@ -332,6 +332,13 @@ def test_verify_compares_with_the_reference(kind, tmp_path, capsys):
     assert "beyond tolerance" not in printed
 
 
+def test_verify_compares_at_the_size_that_is_asked_for(tmp_path, capsys):
+    source = folders.save(folders.vjepa2(), tmp_path / "source")
+    part = convert(source, tmp_path / "part", "--verify", "--config.image_size=70")
+    assert "beyond tolerance" not in capsys.readouterr().out
+    assert parts.open_part(part).config.image_size == 70
+
+
 def test_verify_fails_where_the_numbers_differ(tmp_path, capsys, monkeypatch):
     """The part is made with another rotary base than the source's: status 1, nothing kept."""
     source = folders.save(folders.llama(3), tmp_path / "source")
