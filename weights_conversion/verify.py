@@ -17,6 +17,8 @@ from flax import nnx
 
 from jepa_jax import parts
 from jepa_jax.config import BertConfig
+from jepa_jax.errors import first_line
+from jepa_jax.flags import UsageError
 from weights_conversion import export
 from weights_conversion.convert import Conversion
 from weights_conversion.tensors import import_torch
@@ -260,6 +262,9 @@ def verify(conversion: Conversion, folder: pathlib.Path) -> bool:
 
     Returns:
       Whether all of it is within tolerance.
+
+    Raises:
+      UsageError: the reference cannot open the source.
     """
     part = parts.open_part(folder)
     config = part.config
@@ -272,7 +277,17 @@ def verify(conversion: Conversion, folder: pathlib.Path) -> bool:
     for weights in export.open_weights(folder)[0]:
         inner = getattr(module, weights.name) if part.name == "vl_jepa" else module
         with tempfile.TemporaryDirectory() as scratch, jax.default_matmul_precision("highest"):
-            reference = _reference(weights, conversion, pathlib.Path(scratch))
+            try:
+                reference = _reference(weights, conversion, pathlib.Path(scratch))
+            except UsageError:
+                raise
+            except (
+                Exception
+            ) as error:  # the library raises whatever a source that it does not take leads it to
+                raise UsageError(
+                    f"--verify: transformers cannot open the source ({first_line(error)}): nothing was kept; "
+                    "without --verify it is converted unchecked"
+                ) from error
             for row in part_rows(weights.name, inner, weights.config, reference):
                 rows.append(row)
                 mark = "" if row.good else "  beyond tolerance"

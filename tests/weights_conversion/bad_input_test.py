@@ -169,6 +169,14 @@ def test_a_missing_shard(whole, tmp_path, refused):
     assert f"lacks 1 of its {len(list(source.glob('model-*'))) + 1} shards ({shard.name})" in refused(source)
 
 
+def test_a_source_that_the_reference_does_not_open(whole, tmp_path, refused):
+    """It takes no index without metadata."""
+    source = copy(whole, "shards", tmp_path)
+    (index,) = source.glob("*.index.json")
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    assert "--verify: transformers cannot open the source ('metadata')" in refused(source, "--verify")
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_numbers_that_are_not_finite(number, whole, tmp_path, refused):
     source = copy(whole, "bert", tmp_path)
