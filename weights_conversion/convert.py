@@ -398,6 +398,9 @@ def write(conversion: Conversion, folder: pathlib.Path, origin: Mapping[str, Any
     """
     arrays, kept = arrays_of(conversion)
     arrays = {name: _finite(name, array) for name, array in arrays.items()}
+    if kept:
+        save_file({name: array.read() for name, array in kept.items()}, folder / KEPT_FILE)
+        origin = {**origin, "kept": sha256(folder / KEPT_FILE)}
     parts.write(
         folder,
         conversion.part,
@@ -406,8 +409,6 @@ def write(conversion: Conversion, folder: pathlib.Path, origin: Mapping[str, Any
         max_length=max_length(conversion),
         provenance=origin,
     )
-    if kept:
-        save_file({name: array.read() for name, array in kept.items()}, folder / KEPT_FILE)
     write_tokenizer(conversion.source, folder)
 
 

@@ -22,6 +22,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jepa_jax import flags, inference, parts
@@ -40,6 +41,7 @@ from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
 from weights_conversion import bert, convert, gemma, llama, open_vljepa, vjepa2
 from weights_conversion.engine import Rule, invert
+from weights_conversion.files import sha256
 from weights_conversion.sentence import PROJECTION
 from weights_conversion.sources import TOKENIZER_FILES
 
@@ -86,21 +88,36 @@ def _of_part(part: parts.Part, name: str, config, prefix: str = "") -> Weights:
         return np.asarray(part.select({prefix + path}).read()[prefix + path])
 
     folder = pathlib.Path(part.directory)
-    kept = {}
-    if (folder / convert.KEPT_FILE).is_file():
-        ours = {"x_encoder": "predictor.", "y_encoder": "pooler."}.get(name, "none")
-        found = load_file(folder / convert.KEPT_FILE)
-        kept = {path: x for path, x in found.items() if path.startswith(ours)}
+    ours = {"x_encoder": "predictor.", "y_encoder": "pooler."}.get(name, "none")
+    kept = {path: x for path, x in _kept(folder, part).items() if path.startswith(ours)}
     if part.name != name:
         return Weights(name, config, read, kept)
     return Weights(name, config, read, kept, part.provenance, folder, part.max_length)
+
+
+def _kept(folder: pathlib.Path, part: parts.Part) -> dict[str, np.ndarray]:
+    """The tensors beside a part that its model does not use.
+
+    Raises:
+      UsageError: they are not those that were written.
+    """
+    file, written = folder / convert.KEPT_FILE, part.provenance.get("kept")
+    if written is None and not file.is_file():
+        return {}
+    try:
+        if written in (None, sha256(file)):  # it was not noted at first
+            return load_file(file)
+        reason = "differs from what was written"
+    except (OSError, SafetensorError) as error:
+        reason = first_line(error)
+    raise flags.UsageError(f"{file}: {reason}; convert the source again")
 
 
 def open_weights(directory: epath.Path) -> tuple[list[Weights], dict[str, np.ndarray]]:
     """The parts in a folder, and the projections of a whole model.
 
     Raises:
-      UsageError: it is neither converted weights nor a run.
+      UsageError: it is neither converted weights nor a run, or tensors beside its arrays were changed.
     """
     if parts.is_part(directory):
         with flags.as_usage_errors(parts.NotAPartError):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,29 @@ def test_dense_heads_go_there_and_back(tmp_path):
     bare = convert(source, tmp_path / "bare", "--no-dense-heads")
     assert parts.open_part(bare).config.dense_widths == ()
     assert not [name for name in arrays(bare) if "dense" in name]
+
+
+def test_kept_tensors_that_are_not_those_that_were_written_are_refused(tmp_path, capsys):
+    """They would go back into the reference as if they were the source's, or zeros in their place."""
+    source = folders.save(folders.vjepa2(), tmp_path / "source")
+    file = convert(source, tmp_path / "part") / "kept.safetensors"
+    whole = file.read_bytes()
+    about = tmp_path / "part" / "part.json"
+    content = json.loads(about.read_text())
+    for change, words in (
+        (lambda: file.write_bytes(whole[:-4] + b"\0\0\0\1"), "differs from what was written"),
+        (file.unlink, "No such file"),
+        # As parts were written before.
+        (lambda: content["provenance"].pop("kept"), None),
+        (lambda: file.write_bytes(whole[:-9]), "incomplete metadata"),
+    ):
+        change()
+        about.write_text(json.dumps(content))
+        status = flags.run(export.main, [f"--source={tmp_path / 'part'}", f"--out={tmp_path / 'back'}"])
+        said = capsys.readouterr().err
+        assert (status, "kept.safetensors" in said) == ((0, False) if words is None else (2, True)), said
+        assert words is None or words in said
+        shutil.rmtree(tmp_path / "back", ignore_errors=True)
 
 
 def test_shards_and_pickles_are_the_same_weights(tmp_path):
