@@ -25,6 +25,7 @@ from jepa_jax.parts import LanguageModelConfig, LazyArray
 from weights_conversion import bert, gemma, llama, open_vljepa, vjepa2
 from weights_conversion.engine import ConversionError, Rule, Unused, plan, prefixed, prefixed_unused
 from weights_conversion.files import sha256
+from weights_conversion.sentence import check_dense
 from weights_conversion.sources import Source
 from weights_conversion.tokenizers import write_tokenizer
 
@@ -229,10 +230,13 @@ def _gemma(source: Source, dense_heads: bool, assignments) -> Conversion:
         return Conversion("y_encoder", config, source, rules, gemma.GGUF_UNUSED)
     if source.sentence is not None and source.sentence.pool != "mean":
         raise ConversionError("this Gemma pools by its first token; only the mean is built")
-    count = len(source.sentence.dense) if source.sentence and dense_heads else 0
+    heads = source.sentence.dense if source.sentence and dense_heads else []
+    for place in heads:
+        check_dense(place)
+    count = len(heads)
     missing = [k for k in range(count) if f"dense:{k}/linear.weight" not in info]
     if missing:
-        raise ConversionError(f"the Dense head in {source.sentence.dense[missing[0]]} has no linear.weight")
+        raise ConversionError(f"the Dense head in {heads[missing[0]]} has no linear.weight")
     widths = [info[f"dense:{k}/linear.weight"].shape[0] for k in range(count)]
     config = _set(gemma.config_from(reference_config(source), widths), assignments)
     prefix = "model." if any(n.startswith("model.") for n in info) else ""

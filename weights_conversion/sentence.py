@@ -55,8 +55,7 @@ def read_modules(path: pathlib.Path) -> SentenceModules:
             case "Dense" if place.name == PROJECTION:
                 logger.warning("%s: left out, it leads to the shared space of the run it comes from", place)
             case "Dense":
-                _check_dense(read_json(place / "config.json"), place)
-                found.dense.append(place)
+                found.dense.append(place)  # `check_dense` is for those that are taken
             case "Normalize":
                 pass  # embeddings are L2-normalised in any case
             case _:
@@ -132,7 +131,9 @@ def _pool(config: Mapping, place: pathlib.Path) -> str:
     return known[found[0]]
 
 
-def _check_dense(config: Mapping, place: pathlib.Path) -> None:
+def check_dense(place: pathlib.Path) -> None:
+    """Raise UsageError where the Dense head in a folder computes what is not built."""
+    config = read_json(place / "config.json")
     # What sentence-transformers adds, and where it reads and writes, if nothing is said.
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if config.get("bias") or not activation.endswith("Identity"):

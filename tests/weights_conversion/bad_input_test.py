@@ -285,6 +285,8 @@ def test_a_dense_head_that_does_more_or_elsewhere(name, value, whole, tmp_path, 
     source = copy(whole, "gemma", tmp_path)
     edit(source / "2_Dense" / "config.json", **{name: value})
     assert f"a Dense head with {name}={value!r}; only plain ones are built" in one_line(refused(source))
+    # Left out, it may be what it likes.
+    assert flags.run(main, [f"--source={source}", f"--out={tmp_path / 'part'}", "--no-dense-heads"]) == 0
 
 
 def test_the_output_exists(whole, tmp_path, capsys):
