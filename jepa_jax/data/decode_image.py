@@ -66,7 +66,15 @@ def read_image(
             return np.repeat(_frame(image, fit)[None], count, axis=0)
         times = np.cumsum([0, *durations])
         places = sample_times(
-            times[:-1], times[-1], count, unit=0.001, name=fit.name, start=start, end=end, rng=rng
+            times[:-1],
+            times[-1],
+            count,
+            unit=0.001,
+            name=fit.name,
+            stop_is_known=True,
+            start=start,
+            end=end,
+            rng=rng,
         )
         frames = {}
         for place in dict.fromkeys(places.tolist()):

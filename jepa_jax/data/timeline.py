@@ -19,6 +19,7 @@ def sample_times(
     *,
     unit: float,
     name: str,
+    stop_is_known: bool = False,
     start: float | None = None,
     end: float | None = None,
     rng: np.random.Generator | None = None,
@@ -26,7 +27,8 @@ def sample_times(
     """The places of `count` frames, each the one on show in the middle of its equal share of the time.
 
     Where the rate is constant that is `preprocess.sample_frames`' rule on the frames, to the frame. Times
-    on a straight line to within one unit count as such: containers round them to units.
+    on a straight line to within one unit count as such: containers round them to units, and many only guess
+    how long the last frame of a video is shown.
 
     With `rng` the shares are of a part of the time: its length is drawn uniformly between half and all
     of it, then its place.
@@ -36,6 +38,7 @@ def sample_times(
       stop: when the last one is no longer shown.
       unit: of these, in seconds.
       name: of the record, for the error.
+      stop_is_known: as well as the times are, as of an animation, whose frames have durations.
       start, end: of the span, in seconds from the first frame on; None for the clip's own. The frames
         of a span are those that are first shown in it; if it falls between two frames, the one on show.
         What of it lies outside the clip is cut off.
@@ -57,7 +60,9 @@ def sample_times(
         first = max(np.searchsorted(times, start / unit, "right") - 1, 0)
         last = first + 1
     edges = np.append(times[first:last], times[last] if last < len(times) else stop)
-    if np.abs(edges[:-1] - np.linspace(edges[0], edges[-2], last - first)).max() <= 1:
+    # A frame that is followed by another is shown until then.
+    known = edges if stop_is_known or last < len(times) else edges[:-1]
+    if np.abs(known - np.linspace(known[0], known[-1], len(known))).max() <= 1:
         edges = np.arange(last - first + 1)
     begin, length = edges[0], edges[-1] - edges[0]
     if rng is not None:

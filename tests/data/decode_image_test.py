@@ -70,6 +70,9 @@ def test_animations_are_sampled_like_videos(kind):
     assert read_numbers(uneven, 4) == [1, 4, 4, 4]
     assert read_numbers(uneven, 3, start=0.44, end=0.52) == [2, 3, 3]
     assert cause(uneven, start=3.0, end=4.0) == "span outside the media"
+    # Many animations rest on their last frame: of 2200 ms the middles are 275, 825, 1375, 1925.
+    assert read_numbers(clips.animation(kind, 3, [100, 100, 2000]), 4) == [2, 2, 2, 2]
+    assert read_numbers(clips.animation(kind, 2, [100, 300]), 4) == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("side", "most"), [(1000, 2**16), (8, 50)])

@@ -96,6 +96,15 @@ def test_of_a_variable_rate_the_frame_on_show_is_taken(kind, count):
     assert expected != sample_frames(np.arange(29), count).tolist()  # the rate matters
 
 
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "mpegts"])
+def test_the_last_frame_of_a_span_counts_until_the_next(kind):
+    times = [0, 40, 80, 120, 1000, 1040]
+    content = clips.clip(6, times=times, **KINDS[kind])
+    # From 80 to 1000 ms: the middles of four shares are 195, 425, 655, 885.
+    assert read_numbers(content, 4, start=0.08, end=0.5) == [3, 3, 3, 3]
+    assert read_numbers(content, 3, start=0.04, end=0.12) == [1, 2, 2]
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_a_last_frame_that_comes_late_is_waited_for(codec):
     """With B-frames its lateness is in the times of display alone: those of decoding are even."""
