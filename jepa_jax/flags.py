@@ -14,7 +14,7 @@ import pathlib
 import re
 import signal
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from etils import epath
 from pydantic import TypeAdapter, ValidationError
@@ -127,6 +127,13 @@ def _literal(text: str):
     return value
 
 
+def _value(text: str, hint: Any):
+    """A field's value as the command line has it. Of one that holds a text, 2024 and true are texts too."""
+    value = _literal(text)
+    is_text = hint in (str, str | None) and value is not None
+    return text if is_text and not isinstance(value, str) else value
+
+
 def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
     """A configuration with fields replaced: [("optim.learning_rate", "1e-4"), ...].
 
@@ -146,10 +153,11 @@ def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
                 raise UsageError(f"--config.{path}: {inside} has no fields of its own")
             if dataclasses.is_dataclass(section) and part not in node:
                 raise UsageError(f"--config.{path}: {inside} has no field {part!r}{_nearest(part, node)}")
+            hint = get_type_hints(type(section)).get(part) if dataclasses.is_dataclass(section) else None
             section = getattr(section, part, None)
             if depth < len(parts) - 1:
                 node = node[part]
-        new = _literal(value)
+        new = _value(value, hint)
         if dataclasses.is_dataclass(section) and new is not None:  # null leaves out one that may be
             known = ", ".join(node[parts[-1]])
             raise UsageError(f"--config.{path} is a section; set one of its fields: {known}")

@@ -39,6 +39,17 @@ def test_values_are_literals(text, value):
     assert flags.override(CONFIG, [("optim.clip_norm", text)]).optim.clip_norm == value
 
 
+@pytest.mark.parametrize("text", ["2024", "0x10", "1e5", "true", "[a]", "'2024'"])
+@pytest.mark.parametrize("field", ["path", "split"])  # one may be None, the other not
+def test_a_field_that_holds_a_text_takes_what_looks_like_something_else(field, text):
+    assert getattr(flags.override(CONFIG, [(f"data.{field}", text)]).data, field) == text.strip("'")
+
+
+def test_a_text_that_may_be_left_out_can_be():
+    config = flags.load_config("configs/my_videos.py")
+    assert flags.override(config, [("data.path", "null")]).data.path is None
+
+
 def test_a_section_that_may_be_left_out_can_be():
     config = flags.load_config("configs/pretrain_images.py")
     assert config.model.predictor.rope_scaling is not None
