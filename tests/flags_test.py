@@ -126,6 +126,14 @@ def test_a_bad_override_is_one_sentence(path, value, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("field", "value"), [("split", "train[:10%]"), ("fields.media", "clip")])
+def test_what_would_change_nothing_beside_a_mixture_is_refused(field, value):
+    mixture = [("data.mixture", "[{'path': 'a'}]"), ("data.pair_weights", "()")]
+    sentence = f"data.{field.split('.')[0]} is of one dataset: data.mixture must be empty"
+    with pytest.raises(flags.UsageError, match=sentence):
+        flags.override(CONFIG, [*mixture, (f"data.{field}", value)])
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

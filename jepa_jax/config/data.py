@@ -137,6 +137,7 @@ class DataConfig:
         if self.mixture:
             alone = [name for name in ("path", "features", "pair_weights") if getattr(self, name)]
             alone += ["fields"] if self.fields != FieldMap() else []
+            alone += ["split"] if self.split != "train" else []
             if alone:
                 raise ValueError(f"data.{alone[0]} is of one dataset: data.mixture must be empty")
 
