@@ -72,6 +72,40 @@ def test_the_last_frame_of_a_cut_is_on_show_as_long_as_it_was(kind):
     assert found[0] == found[1] == [6, 9, *[11] * 7]
 
 
+UNEVEN = [40 * i + 20 * (i > 7) + 500 * (i > 11) for i in range(40)]
+UNUSUAL = {
+    # An edit list hides the first three frames, which were encoded.
+    "trimmed": {"times": [40 * i - 120 for i in range(40)]},
+    "trimmed between frames": {"times": [time - 130 for time in UNEVEN]},
+    "no durations": {"codec": "libvpx-vp9", "times": UNEVEN},
+    # At 120 frames a second milliseconds are no even steps.
+    "milliseconds": {"container": "matroska", "rate": 120, "count": 200},
+    "milliseconds without reordering": {"container": "matroska", "codec": "mpeg4", "rate": 120, "count": 99},
+    "milliseconds without seeks": {"container": "flv", "rate": 30},
+    "shown before decoded": {
+        "count": 5,
+        "rate": 10,
+        "container_options": {"movflags": "+negative_cts_offsets"},
+    },
+    "turned": {"matrix": (0, 65536, 0, -65536, 0, 0, 0, 0, 2**30)},
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_frames_of_a_cut_are_those_of_the_whole(kind):
+    content = clips.clip(**{"count": 40} | UNUSUAL[kind])
+    options = {"resize": None, "crop": clips.HEIGHT, "name": "a", "limits": clips.LIMITS}
+    cuts = 0
+    for start, end in ((None, 0.13), (0.0, 0.08), (None, 0.5), (0.05, 0.13), (0.1, 0.7), (0.2, None)):
+        media = Media(content=content, start=start, end=end)
+        cut = cut_span(media, 2**24)
+        cuts += cut is not None
+        for count in (1, 3, 8):
+            whole, found = (read_frames(m, count, **options) for m in (media, cut or media))
+            np.testing.assert_array_equal(found, whole, err_msg=f"{start} to {end}, {count} frames")
+    assert cuts >= 4
+
+
 def test_a_video_whose_packets_say_no_times_is_stored_whole():
     content = clips.clip(container="avi", codec="mpeg4", max_b_frames=2)
     assert cut_span(Media(content=content, start=1.0, end=1.2), 2**24) is None

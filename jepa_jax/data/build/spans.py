@@ -1,7 +1,10 @@
 """A span of a longer video, cut out without encoding anything again."""
 
 import io
+import itertools
 import math
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import BinaryIO
 
 import av
@@ -16,6 +19,9 @@ from jepa_jax.data.records import Media
 # How far before a span its keyframe is looked for, in seconds, then farther: what a container finds is a
 # keyframe by the order of decoding, which may be shown after the span begins.
 _MARGINS = (1.0, 10.0, 60.0, math.inf)
+# Of so many frames one after another in a file the earliest is shown before all that follow: codecs hold back
+# 16 at most.
+_REORDER = 17
 
 
 def open_video(file: BinaryIO) -> InputContainer:
@@ -56,7 +62,8 @@ def cut_span(media: Media, max_bytes: int) -> Media | None:
     if found is None or len(found[0]) >= size:
         return None
     content, offset = found
-    start = None if media.start is None else max(media.start - offset, 0.0)
+    # What an edit list hides before the first frame is in the cut like any other frame.
+    start = None if media.start is None and offset >= 0 else max((media.start or 0.0) - offset, 0.0)
     end = None if media.end is None else media.end - offset
     return Media(content=content, kind=media.kind, start=start, end=end)
 
@@ -71,53 +78,81 @@ def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tup
             stream = container.streams.best("video")
             if stream.start_time is None or container.format.name in WITHOUT_TIMES:
                 return None
+            head = list(_head(container, stream))
+            shown = [packet.pts for packet in head if packet.size and not packet.is_discard]
+            if not shown or None in shown:
+                return None
+            origin = min(shown)
             if start > margin:
-                place = stream.start_time + round((start - margin) / stream.time_base)
+                place = origin + round((start - margin) / stream.time_base)
                 container.seek(place, stream=stream)
-            packets = _find(container, stream, start, end, max_bytes)
+                head = []
+            first = origin + round(start / stream.time_base)
+            stop = None if end is None else origin + round(end / stream.time_base)
+            found = itertools.chain(head, container.demux(stream))
+            packets = _find(found, origin, first, stop, max_bytes)
             if packets:
-                return _copy(stream, packets)
+                return _copy(stream, packets, origin)
             if start <= margin:
                 break
     return None
 
 
-def _find(
-    container: InputContainer, stream: VideoStream, start: float, end: float | None, max_bytes: int
-) -> list[Packet]:
-    """The packets from the last keyframe on that is shown at `start` or before, to that of the first frame
-    after the span, until which the last one in it is on show; none if there is no such keyframe where the
-    container stands, or they are too many bytes."""
-    first = stream.start_time + round(start / stream.time_base)
-    stop = None if end is None else stream.start_time + round(end / stream.time_base)
-    packets: list[Packet] = []
-    size, after = 0, math.inf
+def _head(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The first packets, the frame that is shown first among them."""
+    shown = 0
     for packet in container.demux(stream):
+        yield packet
+        shown += not packet.is_discard
+        if shown == _REORDER:
+            return
+
+
+def _find(found: Iterable[Packet], origin: int, first: int, stop: int | None, max_bytes: int) -> list[Packet]:
+    """The packets from the last keyframe on that is shown at `first` or before, to that of the first frame
+    after the span, until which the last one in it is on show; none if there is no such keyframe among those
+    that are given, frames after the clip's first are hidden, or they are too many bytes."""
+    packets: list[Packet] = []
+    size, later, after = 0, 0, math.inf
+    for packet in found:
         if not packet.size:
             continue
-        if packet.pts is None or packet.dts is None:
+        if packet.pts is None or (packet.is_discard and packet.pts >= origin):
             return []
-        if packet.dts > after:
-            break
         if stop is not None and packet.pts >= stop:
             after = min(after, packet.pts)
+        later += packet.pts > after
+        if later == _REORDER:
+            break
         if packet.is_keyframe and packet.pts <= first:
             packets, size = [], 0
         packets.append(packet)
         size += packet.size
         if size > max_bytes:
             return []
+    while packets and packets[-1].pts > after:
+        packets.pop()
     return packets if packets and packets[0].is_keyframe and packets[0].pts <= first else []
 
 
-def _copy(stream: VideoStream, packets: list[Packet]) -> tuple[bytes, float] | None:
+def _copy(stream: VideoStream, packets: list[Packet], origin: int) -> tuple[bytes, float] | None:
     first = packets[0].pts
     # Frames that are shown before the keyframe need what is before it.
-    timed = [(packet, packet.pts - first, packet.dts - first) for packet in packets if packet.pts >= first]
-    for kind in ("mp4", "matroska"):
+    packets = [packet for packet in packets if packet.pts >= first]
+    decoded = [packet.dts for packet in packets]
+    if any(packet.dts is None or packet.dts > packet.pts for packet in packets):
+        # Matroska has none, and FFmpeg makes none for the first of frames in another order than shown; some
+        # MP4s have frames that are shown before them.
+        order = sorted(packet.pts for packet in packets)
+        delay = max(time - packet.pts for time, packet in zip(order, packets, strict=True))
+        decoded = [time - delay for time in order]
+    timed = [(packet, packet.pts - first, dts - first) for packet, dts in zip(packets, decoded, strict=True)]
+    # Matroska's unit of time is a millisecond. In the finer one of an MP4 such times are no constant rate.
+    kinds = ("mp4", "matroska")
+    for kind in kinds[::-1] if stream.time_base == Fraction(1, 1000) else kinds:
         content = _write(kind, stream, timed)
         if content is not None:
-            return content, float((first - stream.start_time) * stream.time_base)
+            return content, float((first - origin) * stream.time_base)
     return None
 
 
@@ -129,11 +164,16 @@ def _write(kind: str, stream: VideoStream, packets: list[tuple[Packet, int, int]
         with av.open(file, "w", format=kind) as container:
             copy = container.add_stream_from_template(stream)
             copy.time_base = stream.time_base
+            if stream.container.format.name.startswith("matroska") and stream.average_rate:
+                # There it is written, and says how long the last frame is shown.
+                copy.codec_context.framerate = stream.average_rate
             container.start_encoding()
             if copy.time_base > stream.time_base:
                 return None
             for packet, pts, dts in packets:
                 packet.stream, packet.pts, packet.dts = copy, pts, dts
+                # A last frame that is shown for no time is none in an MP4.
+                packet.duration = packet.duration or 1
                 container.mux(packet)
     except (av.FFmpegError, ValueError):
         return None
