@@ -35,18 +35,22 @@ class StopFlag:
     """Set by SIGTERM, SIGINT and SIGHUP within its context; the loop looks at it between steps. A second
     signal kills.
 
-    Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all.
+    Of several hosts one may get it alone: then SIGTERM is left to JAX, which tells them all, and the others
+    are passed on as SIGTERM. There a second Ctrl-C ends the process.
     """
 
     def __init__(self):
         self.signal: int | None = None
+        self._passed_on = False
         self._before = {}
 
     def __enter__(self):
         # Python lets its main thread alone take signals.
         if threading.current_thread() is threading.main_thread():
             alone = jax.process_count() == 1
-            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._set) if alone else {}
+            handlers = {signal.SIGINT: self._pass_on}
+            if alone:
+                handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._set)
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` leaves it
                 handlers[signal.SIGHUP] = self._set if alone else _as_sigterm
             for number, handler in handlers.items():
@@ -71,6 +75,14 @@ class StopFlag:
         time.sleep(_AT_ONCE)
         for known in self._before:  # a Ctrl-C after a SIGTERM is a second one as well
             signal.signal(known, signal.SIG_DFL)
+
+    def _pass_on(self, *_):
+        if self._passed_on:
+            return
+        self._passed_on = True
+        _as_sigterm()
+        time.sleep(_AT_ONCE)  # as in `_set`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _as_sigterm(*_):

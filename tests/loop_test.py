@@ -104,16 +104,21 @@ def test_a_terminal_that_is_closed_stops_the_run_but_under_nohup(ignored, tmp_pa
     assert ("SIGHUP: saved step 5, stopping" in capsys.readouterr().out) != ignored
 
 
-def test_of_several_hosts_a_closed_terminal_is_told_as_sigterm(monkeypatch):
-    """JAX takes SIGTERM there, and tells the others."""
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_of_several_hosts_a_closed_terminal_and_ctrl_c_are_told_as_sigterm(number, monkeypatch):
+    """JAX takes SIGTERM there, and tells the others. A second Ctrl-C is one."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     told = []
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: told.append(number))}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with loop.StopFlag():
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), number)
             time.sleep(0.01)
+            assert told == [signal.SIGTERM]
+            if number == signal.SIGINT:
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(number)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
