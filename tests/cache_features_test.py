@@ -263,11 +263,22 @@ def test_too_many_bad_records_end_it_and_a_larger_fraction_finishes(tmp_path, ca
     assert make(tmp_path, strict) == 1
     assert (
         "error: 2 of 31 records cannot be read, more than data.max_bad_fraction=0.05 allows: "
-        "1 media truncated (first clip 7), 1 text empty (first clip 22)"
+        "1 media truncated (first clip 7), 1 text empty (first clip 22): allow for more, or mend them and "
+        f"delete {tmp_path}, in which they are left out"
     ) in capsys.readouterr().err
     monkeypatch.delattr(cache_features, "_read")  # nothing is read again
     assert make(tmp_path) == 0
     assert tokens(tmp_path).shape == (COUNT, *TOKENS)
+
+
+def test_a_shard_that_is_made_again_is_of_the_records_as_they_are_now(tmp_path, monkeypatch):
+    assert make(tmp_path) == 0
+    (tmp_path / "00000-of-00003.bfloat16").unlink()
+    mended = Records([example(i) if i == 7 else x for i, x in enumerate(source()._records)])
+    mended.identity = source().identity
+    monkeypatch.setattr(cache_features, "open_source", lambda *_: mended)
+    assert make(tmp_path) == 0
+    assert list(features.read_manifest(tmp_path).bad) == ["22"]
 
 
 @pytest.mark.parametrize(

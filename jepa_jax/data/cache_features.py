@@ -145,9 +145,12 @@ class _ShardWriter:
 
     def commit(self) -> None:
         self._file.close()
-        # First what explains the shard, then the shard.
+        # First what explains the shard, then the shard. What was bad in an earlier one may be mended.
+        explained = _bad_file(self._out, self._manifest, self._shard)
         if self._bad:
-            _write_json(_bad_file(self._out, self._manifest, self._shard), self._bad)
+            _write_json(explained, self._bad)
+        else:
+            explained.unlink(missing_ok=True)
         self._temporary.replace(self._path)
 
 
@@ -286,7 +289,8 @@ def _finish(out: epath.Path, manifest: Manifest, config: Config) -> int:
     if len(bad) > config.data.max_bad_fraction * manifest.records:
         print(
             f"error: {len(bad)} of {manifest.records} records cannot be read, more than "
-            f"data.max_bad_fraction={config.data.max_bad_fraction:g} allows: {causes}",
+            f"data.max_bad_fraction={config.data.max_bad_fraction:g} allows: {causes}: allow for more, or "
+            f"mend them and delete {out}, in which they are left out",
             file=sys.stderr,
         )
         return 1
