@@ -61,7 +61,7 @@ def read_image(
     """
     with Image.open(file, formats=[kind]) as image:
         fit.scaled(image.height, image.width)
-        durations = _durations(image, fit) if moving and kind in _ANIMATED else [0]
+        durations, first = _durations(image, fit) if moving and kind in _ANIMATED else ([0], 0)
         if len(durations) == 1:
             return np.repeat(_frame(image, fit)[None], count, axis=0)
         times = np.cumsum([0, *durations])
@@ -78,18 +78,21 @@ def read_image(
         )
         frames = {}
         for place in dict.fromkeys(places.tolist()):
-            image.seek(place)
+            image.seek(first + place)
             frames[place] = _frame(image, fit)
     return np.stack([frames[place] for place in places.tolist()])
 
 
-def _durations(image: Image.Image, fit: Fit) -> list[int]:
-    """Milliseconds that each frame there is, not each that is claimed, is on show; back at the first."""
+def _durations(image: Image.Image, fit: Fit) -> tuple[list[int], int]:
+    """Milliseconds that each frame there is, not each that is claimed, is on show, and Pillow's number of the
+    first of them; back at that."""
     if not getattr(image, "is_animated", False):
-        return [0]
+        return [0], 0
     durations: list[int] = []
     pixels = 0
-    for place in itertools.count():
+    # A PNG may have an image of its own for those who do not know animations, which comes before them.
+    first = int(bool(image.info.get("default_image")))
+    for place in itertools.count(first):
         try:
             image.seek(place)
         except EOFError:
@@ -103,8 +106,8 @@ def _durations(image: Image.Image, fit: Fit) -> list[int]:
         if image.format in ("WEBP", "AVIF"):
             image.load()  # only then is the duration known
         durations.append(int(image.info.get("duration", 0)) or _NO_DURATION)
-    image.seek(0)
-    return durations
+    image.seek(first)
+    return durations, first
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -75,6 +75,14 @@ def test_animations_are_sampled_like_videos(kind):
     assert read_numbers(clips.animation(kind, 2, [100, 300]), 4) == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_what_a_png_has_in_place_of_its_animation_is_no_frame_of_it(count):
+    first, *rest = [Image.fromarray(clips.numbered(i)) for i in range(count)]
+    content = clips.picture(first, save_all=True, append_images=rest, duration=40, default_image=True)
+    assert read_numbers(content, count - 1) == list(range(1, count))
+    assert read_numbers(content, 1, kind="image") == [0]
+
+
 @pytest.mark.parametrize(("side", "most"), [(1000, 2**16), (8, 50)])
 def test_an_animation_of_few_bytes_and_hours_of_work_is_too_large(side, most, monkeypatch):
     monkeypatch.setattr(decode_image, "_MOST_FRAMES", most)
