@@ -28,6 +28,7 @@ CAUSES = (
     "key not unique",
     "archive damaged",
     "no pair to draw",
+    "text not in the vocabulary",
 )
 
 

@@ -6,7 +6,7 @@ import grain
 import numpy as np
 
 from jepa_jax.config import DataConfig, DatasetConfig, DecoderConfig
-from jepa_jax.data.examples import Drawn, draw_one, join, pair_odds, possible_targets
+from jepa_jax.data.examples import Drawn, draw_one, join, pair_odds, possible_targets, texts_of
 from jepa_jax.data.pipeline import END, check_pairs
 from jepa_jax.data.records import Source
 from jepa_jax.data.tokenizer import Tokenizer
@@ -30,11 +30,13 @@ class _MakeTexts(Drawn):
 
     def make(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         pairs = self.source.pairs(index)
-        odds = pair_odds(pairs, self.dataset, self.source.name(index))
+        name = self.source.name(index)
+        odds = pair_odds(pairs, self.dataset, name)
         drawn = rng.choice(len(pairs), self._count, p=odds)
         texts = [draw_one(rng, possible_targets(pairs[i], self.dataset)) for i in drawn]
-        target, target_mask = self._tokenizers[0].batch(texts, self._lengths[0])
-        text, text_mask = self._tokenizers[1].batch_to_write(texts, self._lengths[1])
+        with texts_of(name):
+            target, target_mask = self._tokenizers[0].batch(texts, self._lengths[0])
+            text, text_mask = self._tokenizers[1].batch_to_write(texts, self._lengths[1])
         return {"target": target, "target_mask": target_mask, "text": text, "text_mask": text_mask}
 
 

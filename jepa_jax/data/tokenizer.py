@@ -28,6 +28,10 @@ _FILES = (".json", ".txt", ".model", ".jinja")
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
+class UnknownTokenError(ValueError):
+    """A text has a token that the model's table has no row for."""
+
+
 def _is_no_advice(record: logging.LogRecord) -> bool:
     """For the log of `transformers`: that it misses PyTorch, which no tokenizer needs, is nobody's worry."""
     return not record.getMessage().startswith("PyTorch was not found")
@@ -175,8 +179,8 @@ class Tokenizer:
         A cut takes from the text: the special tokens around it stay.
 
         Raises:
-          ValueError: `length` is too short for the special tokens, or the text has a token that the
-            model's table has no row for.
+          ValueError: `length` is too short for the special tokens.
+          UnknownTokenError: the text has a token that the model's table has no row for.
         """
         ids, mask = self._row(text, length)
         return ids.copy(), mask.copy()
@@ -222,7 +226,7 @@ class Tokenizer:
         highest = max(found, default=0)
         if highest >= self._vocab_size:
             token = self._tokenizer.convert_ids_to_tokens(highest)
-            raise ValueError(
+            raise UnknownTokenError(
                 f"{text!r} has the token {token!r}, but the model's table of {self._vocab_size} rows has "
                 f"none for it (id {highest}): take it out of the text"
             )

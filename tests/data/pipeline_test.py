@@ -19,7 +19,7 @@ from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.examples import draw_by_odds, target_id
 from jepa_jax.data.loader import Loader
 from jepa_jax.data.records import Pair
-from jepa_jax.data.tokenizer import load_tokenizers
+from jepa_jax.data.tokenizer import Tokenizer, load_tokenizers
 from tests.records import Records, example
 from tests.records import record as make_record
 
@@ -397,6 +397,20 @@ def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targe
     batch = pipeline.batches(config, [SOURCE], (query, target))[0].arrays
     np.testing.assert_array_equal(batch["query"][0], TOKENIZERS[0]("how many?", 16)[0])
     np.testing.assert_array_equal(batch["target"][0], TOKENIZERS[1]("a cat one", 16)[0])
+
+
+@pytest.mark.parametrize("side", ["query", "target"])
+def test_a_text_with_a_token_that_the_model_lacks_is_left_out(side):
+    """As <image_soft_token> of Gemma 3's tokenizer, which a caption may well hold."""
+    texts = [{"query": "one", "targets": ("one",)} for _ in range(9)]
+    texts[4][side if side == "query" else "targets"] = "expands" if side == "query" else ("expands",)
+    source = Records([make_record(i, Pair(**text)) for i, text in enumerate(texts)])
+    small = Tokenizer("emoji_motion", vocab_size=1 + max(TOKENIZERS[0]("one", 16)[0]))
+    tokenizers = tuple(small if name == side else TOKENIZERS[0] for name in ("query", "target"))
+    batches = pipeline.batches(dataclasses.replace(ONE_BUCKET, batch_size=9, fsdp=1), [source], tokenizers)
+    found = batches[0]
+    assert 4 not in records_of(found.arrays)
+    assert {(error.cause, error.name) for error in found.bad} == {("text not in the vocabulary", "clip 4")}
 
 
 @pytest.mark.parametrize(
