@@ -151,7 +151,11 @@ class FolderSource:
         path, size = find_file(self._folder, text, name)
         if size > 4 * self._limits.max_text_characters:
             raise BadRecordError("text too long", name, f"{size} bytes")
-        return (Pair(query="", targets=(text_of(path.read_bytes(), name, self._limits),)),)
+        try:
+            content = path.read_bytes()
+        except OSError as error:  # no rights to read what may be looked at
+            raise BadRecordError("media missing", name, f"{text}: {error.strerror}") from error
+        return (Pair(query="", targets=(text_of(content, name, self._limits),)),)
 
     def name(self, index: int) -> str:
         return self._names[index]

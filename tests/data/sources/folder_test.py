@@ -1,5 +1,7 @@
 """Folders of media files with their texts beside them."""
 
+import errno
+
 import pytest
 from etils import epath
 
@@ -17,6 +19,19 @@ def test_media_with_their_texts_beside_them(tmp_path, keeps_promises):
     assert [cause_of(source, i) for i in range(3)] == [None, "text not UTF-8", "text too long"]
     assert sorted(skipped_causes(source)) == ["key not unique", "media missing", "text empty"]
     keeps_promises(source)
+
+
+def test_a_text_that_nobody_may_read_costs_its_own_record_alone(tmp_path, monkeypatch):
+    source = opened(write(epath.Path(tmp_path), a__png=png(), a__txt="one", b__png=png(), b__txt="two"))
+    read = type(epath.Path(tmp_path)).read_bytes
+
+    def refused(path):
+        if path.name == "a.txt":  # whatever its mode, a superuser may
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "read_bytes", refused)
+    assert [cause_of(source, i) for i in range(2)] == ["media missing", None]
 
 
 def test_a_clip_alone_is_read_with_its_text(tmp_path):
