@@ -30,10 +30,12 @@ class SourceStoppedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A picture and when it is seen: seconds from the stream's start, [H, W, C] uint8 RGB."""
+    """A picture and when it is seen: seconds from the stream's start, [H, W, C] uint8 RGB; `duration` is for
+    how long where no other follows it."""
 
     seconds: float
     pixels: np.ndarray
+    duration: float = 0.0
 
 
 class _Clock:
@@ -111,14 +113,26 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         _check_size(name, stream.width, stream.height, max_pixels)
         period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
         declared = container.duration / av.time_base if container.duration else 0.0
+        begin = (container.start_time or 0) / av.time_base
+        # That of the video alone, where it is known: sound may go on without pictures.
+        own = float(stream.duration * stream.time_base) if stream.duration else math.inf
         aspect = stream.sample_aspect_ratio or 1
-        clock, seconds = _Clock(period), None
+        clock, seconds, end, others = _Clock(period), None, 0.0, 0.0
         try:
-            for frame in container.decode(stream):
-                width = max(round(frame.width * aspect), 1)
-                _check_size(name, width, frame.height, max_pixels)  # it may change on the way
-                seconds = clock(frame.time)
-                yield Frame(seconds, as_seen(frame, width))
+            for packet in container.demux():
+                if packet.stream.index != stream.index:
+                    if packet.pts is not None:
+                        stop = packet.pts + (packet.duration or 0)
+                        others = max(others, float(stop * packet.time_base) - begin)
+                    continue
+                for frame in packet.decode():
+                    width = max(round(frame.width * aspect), 1)
+                    _check_size(name, width, frame.height, max_pixels)  # it may change on the way
+                    seconds = clock(frame.time)
+                    duration = float(frame.duration * frame.time_base) if frame.duration else period
+                    duration = duration if 0 < duration <= _LONGEST_GAP else period
+                    end = seconds + duration
+                    yield Frame(seconds, as_seen(frame, width), duration)
         except (av.FFmpegError, OSError) as error:
             if seconds is None:
                 raise NoVideoError(f"{name} holds no frame that can be read: {_reason(error)}") from error
@@ -126,9 +140,10 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         if seconds is None:
             raise NoVideoError(f"{name} holds no frames")
         # A file that is cut off and a connection that is lost often look like a plain end.
-        if seconds + 1 < 0.95 * declared:
+        came = end if own < math.inf else max(end, others)
+        if came + 1 < 0.95 * min(own, declared):
             raise SourceStoppedError(
-                f"{name} stopped after {seconds:.1f} s of the {declared:.1f} s that it declares"
+                f"{name} stopped after {came:.1f} s of the {min(own, declared):.1f} s that it declares"
             )
 
 
@@ -144,7 +159,7 @@ def from_arrays(arrays: Iterable[np.ndarray], rate: float) -> Iterator[Frame]:
         pixels = np.array(given)
         if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ValueError(f"a frame must be [H, W, 3] uint8, got {pixels.shape} {pixels.dtype}")
-        yield Frame(i / rate, pixels)
+        yield Frame(i / rate, pixels, 1 / rate)
 
 
 def check_positive(name: str, value: float) -> None:
@@ -168,10 +183,11 @@ def check_rate(size: int, window: float) -> None:
 
 def at_rate(frames: Iterable[Frame], rate: float) -> Iterator[Frame]:
     """One frame at each multiple of 1 / rate seconds: the first not before it, or, where the source
-    is slower, the last one again."""
+    is slower, the last one again, that at the end for as long as it is seen."""
     due, last = 0, None
+    rounding = 1e-6  # times are sums of rounded periods
     for frame in frames:
-        now = frame.seconds + 1e-6  # times are sums of rounded periods
+        now = frame.seconds + rounding
         while last is not None and (due + 1) / rate <= now:
             yield Frame(due / rate, last.pixels)
             due += 1
@@ -179,3 +195,6 @@ def at_rate(frames: Iterable[Frame], rate: float) -> Iterator[Frame]:
             yield Frame(due / rate, frame.pixels)
             due += 1
         last = frame
+    while last is not None and due / rate < last.seconds + last.duration - rounding:
+        yield Frame(due / rate, last.pixels)
+        due += 1

@@ -1,5 +1,6 @@
 """Frames from files and URLs: all of them, at their times; and sources that are none, or stop."""
 
+import fractions
 import wave
 
 import av
@@ -146,6 +147,37 @@ def test_a_file_that_is_cut_off_is_said(folder, tmp_path):
     assert 0 < len(seen) < COUNT
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_is_shown_for_long_is_not_cut_off(tmp_path, suffix):
+    """Three slides of five seconds: the last picture comes five seconds before the end."""
+    slides = videos.write(
+        tmp_path / f"slides{suffix}",
+        videos.frames_of(("red", 1), ("green", 1), ("blue", 1)),
+        fractions.Fraction(1, 5),
+    )
+    given = list(at_rate(open_video(str(slides)), 2))
+    assert [f.seconds for f in given] == [i / 2 for i in range(30)]
+    assert (given[-1].pixels == given[20].pixels).all()
+    assert (given[-1].pixels != given[19].pixels).any()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_goes_on_without_pictures_is_not_waited_for(tmp_path, suffix):
+    path = tmp_path / f"sound{suffix}"
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("mpeg4", rate=RATE), container.add_stream("aac", rate=8000)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        for pixels in videos.frames_of(("red", COUNT)):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode())
+        for begin in range(0, 8 * 8000, 1024):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            silence.sample_rate, silence.pts = 8000, begin
+            container.mux(sound.encode(silence))
+        container.mux(sound.encode())
+    assert len(list(open_video(str(path)))) == COUNT
+
+
 def test_a_clock_that_starts_again_goes_on(folder, tmp_path):
     """Two transport streams, one after the other, as a recorder that was restarted leaves them."""
     (tmp_path / "twice.ts").write_bytes(2 * (folder / "plain.ts").read_bytes())
@@ -204,7 +236,7 @@ def test_an_even_rate_shows_what_is_there_at_each_time(source, rate):
     frames = from_arrays((np.full((2, 3, 3), i, np.uint8) for i in range(61)), source)
     given = list(at_rate(frames, rate))
     np.testing.assert_allclose([f.seconds for f in given], np.arange(len(given)) / rate)
-    assert given[-1].seconds > 60 / source - 1 / rate
+    assert given[-1].seconds < 61 / source <= given[-1].seconds + 1 / rate + 1e-9
     for frame in given:
         shown = int(frame.pixels[0, 0, 0]) / source
         # Where the source is faster, the first one at or after the time; else the last one before it.
