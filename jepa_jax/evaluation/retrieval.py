@@ -97,13 +97,21 @@ def retrieval_metrics(
 
 
 def score_captions(items: Sequence[Item], predicted: np.ndarray, model: Answers) -> Metrics:
-    """Retrieval among items whose answers are their captions, one or several.
+    """Retrieval among items whose answers are their captions, one or several. Items of one clip are one
+    entry with the captions of all: apart, each would stand in the other's way.
 
     Raises:
       UsageError: there is only one clip.
     """
-    if len(items) < 2:
-        raise UsageError(f"retrieval among {len(items)} clip says nothing: at least two are needed")
-    texts = [caption for item in items for caption in item.answer]
-    owner = np.repeat(np.arange(len(items)), [len(item.answer) for item in items])
-    return retrieval_metrics(predicted, model.embed_text(texts), owner)
+    captions: dict[tuple, list[str]] = {}
+    places = []  # of each clip's first item
+    for place, item in enumerate(items):
+        clip = (item.media, item.start, item.end)
+        if clip not in captions:
+            places.append(place)
+        captions.setdefault(clip, []).extend(item.answer)
+    if len(captions) < 2:
+        raise UsageError(f"retrieval among {len(captions)} clip says nothing: at least two are needed")
+    texts = [caption for own in captions.values() for caption in own]
+    owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions.values()])
+    return retrieval_metrics(predicted[places], model.embed_text(texts), owner)

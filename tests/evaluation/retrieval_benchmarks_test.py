@@ -73,6 +73,23 @@ def test_spans_and_names_of_media():
     assert set(read("msvd", "msvd").unknown) == {"msvdClip004_1_2"}
 
 
+@pytest.mark.parametrize(
+    ("task", "file", "head", "row"),
+    [
+        ("msr_vtt", "MSRVTT_JSFUSION_test.csv", "video_id,sentence\n", "{},{}\n"),
+        ("pvd_bench", "test.jsonl", "", '{{"clip_id": "{}", "human_caption": "{}"}}\n'),
+    ],
+)
+def test_rows_of_one_video_are_one_entry_with_several_captions(task, file, head, row, tmp_path):
+    rows = [("v1", "a"), ("v2", "c"), ("v1", "b"), ("v2", "c")]
+    (tmp_path / file).write_text(head + "".join(row.format(*pair) for pair in rows))
+    found = BENCHMARKS[task].read(tmp_path, BENCHMARKS[task].splits[0])
+    metrics = ask(found, ["b", "c", "b", "c"], tmp_path).metrics
+    assert metrics["video_to_text_recall_at_1"] == {"value": 1.0, "chance": 0.5, "n": 2}
+    assert metrics["text_to_video_recall_at_5"] == {"value": 1.0, "chance": 1.0, "n": 4}
+    assert metrics["text_to_video_recall_at_1"]["value"] >= 0.75  # "a" is far from both
+
+
 def test_several_captions_by_hand():
     """Video 0 has captions 0 and 1, video 1 caption 2."""
     video = np.array([[1.0, 0.0], [0.0, 1.0]])
