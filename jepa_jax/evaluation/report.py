@@ -21,6 +21,7 @@ def shown(name: str, value: float | None) -> str:
     """A figure as it is printed: a share as a percentage; CIDEr as papers do, times 100."""
     if value is None:
         return "-"
+    name = name.rpartition("/")[2]  # the split before it may be called anything
     if "rank" in name:
         return f"{value:.1f}"
     if "cosine" in name:

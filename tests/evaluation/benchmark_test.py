@@ -265,3 +265,5 @@ def test_the_table_has_the_papers_columns_where_there_are_some():
     assert row.split() == ["gqa", "accuracy", "50.0%", "-", "61.5%", "25.0%", "9"]
     row = format_table({"x": {"cider": {"value": 0.148, "n": 2}, "a_cosine": {"value": 0.5, "n": 2}}})
     assert [line.split()[2] for line in row.splitlines()[2:]] == ["14.8", "0.500"]
+    row = format_table({"x": {f"{split}/top_1": {"value": 0.5, "n": 2} for split in ("sometimes", "frank")}})
+    assert [line.split()[2] for line in row.splitlines()[2:]] == ["50.0%", "50.0%"]  # a split's name is none
