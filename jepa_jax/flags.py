@@ -274,21 +274,26 @@ def as_usage_errors(*kinds: type[Exception]):
 
 
 class _Unread:
-    """Standard error, where it is of no account whether anybody can read it: Ctrl-C ends the `tee` of
-    `2>&1 | tee LOG` as well, and a log's disk may be full. Progress bars and warnings end no command."""
+    """A stream of which it is of no account whether anybody can read it: `lost` is what does not count.
 
-    def __init__(self, stream):
+    Of standard error, nothing: Ctrl-C ends the `tee` of `2>&1 | tee LOG` as well, and a log's disk may be
+    full. Progress bars and warnings end no command. Of standard output, a reader that is gone: as `head`, it
+    has all it wants, and what a command writes into files is written all the same.
+    """
+
+    def __init__(self, stream, lost: type[OSError]):
         self._stream = stream
+        self._lost = lost
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(self._lost):
             self._stream.write(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(self._lost):
             self._stream.flush()
 
 
@@ -324,11 +329,15 @@ def _imports_frozen():
 def run(main, arguments: list[str]) -> int:
     """Run a command; a `UsageError` becomes one line on standard error and status 2, Ctrl-C status 130, a
     disk that is full or only to be read one line and status 1."""
-    told = sys.stderr
+    printed, told = sys.stdout, sys.stderr
     if hasattr(sys.stdout, "reconfigure"):
         # Captions and names of files have letters that a terminal's encoding, or any, may lack.
         sys.stdout.reconfigure(errors="backslashreplace")
-    with contextlib.redirect_stderr(told and _Unread(told)), _imports_frozen():
+    with (
+        contextlib.redirect_stdout(printed and _Unread(printed, BrokenPipeError)),
+        contextlib.redirect_stderr(told and _Unread(told, OSError)),
+        _imports_frozen(),
+    ):
         try:
             status = main(arguments)
         except UsageError as error:
@@ -344,8 +353,7 @@ def run(main, arguments: list[str]) -> int:
             # Libraries say it behind all that was under way.
             print(f"error: writing failed ({said}): {first_line(error)[:300]}", file=sys.stderr)
             status = 1
-        lost = _flushed(sys.stdout)
-        # A reader that is gone, as `head`, has all it wants.
+        lost = _flushed(printed)
         if lost is not None and not isinstance(lost, BrokenPipeError):
             print(f"error: standard output: {lost}", file=sys.stderr)
             status = status or 1

@@ -270,12 +270,14 @@ def test_the_tilde_that_a_shell_leaves_is_the_home(monkeypatch):
     assert flags.parse(["--query=a ~/b", "--path=~x/y"], parser)[0].path == "~x/y"
 
 
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("letters", [1, 99_999])  # the latter are more than wait for the end
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_reader_that_is_gone_changes_no_status(name):
+def test_a_reader_that_is_gone_changes_no_status(name, letters, flush):
     """In a process of its own: Python's last flush, at its end, makes a status too."""
     program = (
         "import sys; from jepa_jax import flags\n"
-        f"def main(_): print('x' * 99_999 if {name == 'stderr'} else 'x', file=sys.{name}); return 3\n"
+        f"def main(_): print('x' * {letters}, file=sys.{name}, flush={flush}); return 3\n"
         "sys.exit(flags.run(main, []))"
     )
     reader, writer = os.pipe()
