@@ -112,18 +112,22 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
             raise NoVideoError(f"{name} holds a kind of video that cannot be decoded here")
         _check_size(name, stream.width, stream.height, max_pixels)
         period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-        declared = container.duration / av.time_base if container.duration else 0.0
         begin = (container.start_time or 0) / av.time_base
+        declared = container.duration / av.time_base if container.duration else 0.0
+        if container.format.name.startswith("matroska"):  # counted from 0, wherever it begins
+            declared -= begin
         # That of the video alone, where it is known: sound may go on without pictures.
-        own = float(stream.duration * stream.time_base) if stream.duration else math.inf
+        own = float(stream.duration * stream.time_base) if stream.duration else None
+        declared = declared if own is None else min(own, declared)
         aspect = stream.sample_aspect_ratio or 1
-        clock, seconds, end, others = _Clock(period), None, 0.0, 0.0
+        clock, seconds, came = _Clock(period), None, 0.0
         try:
             for packet in container.demux():
-                if packet.stream.index != stream.index:
-                    if packet.pts is not None:
-                        stop = packet.pts + (packet.duration or 0)
-                        others = max(others, float(stop * packet.time_base) - begin)
+                is_video = packet.stream.index == stream.index
+                if packet.pts is not None and (is_video or own is None):
+                    stop = packet.pts + (packet.duration or 0)
+                    came = max(came, float(stop * packet.time_base) - begin)
+                if not is_video:
                     continue
                 for frame in packet.decode():
                     width = max(round(frame.width * aspect), 1)
@@ -131,7 +135,7 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
                     seconds = clock(frame.time)
                     duration = float(frame.duration * frame.time_base) if frame.duration else period
                     duration = duration if 0 < duration <= _LONGEST_GAP else period
-                    end = seconds + duration
+                    came = max(came, seconds + duration)
                     yield Frame(seconds, as_seen(frame, width), duration)
         except (av.FFmpegError, OSError) as error:
             if seconds is None:
@@ -140,10 +144,9 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         if seconds is None:
             raise NoVideoError(f"{name} holds no frames")
         # A file that is cut off and a connection that is lost often look like a plain end.
-        came = end if own < math.inf else max(end, others)
-        if came + 1 < 0.95 * min(own, declared):
+        if came + 1 < 0.95 * declared:
             raise SourceStoppedError(
-                f"{name} stopped after {came:.1f} s of the {min(own, declared):.1f} s that it declares"
+                f"{name} stopped after {came:.1f} s of the {declared:.1f} s that it declares"
             )
 
 

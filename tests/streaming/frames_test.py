@@ -161,6 +161,22 @@ def test_what_is_shown_for_long_is_not_cut_off(tmp_path, suffix):
     assert (given[-1].pixels != given[19].pixels).any()
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_a_piece_of_a_recording_begins_late_and_is_whole(tmp_path, suffix):
+    """As `ffmpeg -f segment` leaves them, with the times of the recording."""
+    path = tmp_path / f"piece{suffix}"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=RATE)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        for place, pixels in enumerate(videos.frames_of(("red", COUNT))):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = 100 * RATE + place, fractions.Fraction(1, RATE)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+    seconds = [frame.seconds for frame in open_video(str(path))]
+    np.testing.assert_allclose(seconds, np.arange(COUNT) / RATE, atol=1e-3)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_sound_that_goes_on_without_pictures_is_not_waited_for(tmp_path, suffix):
     path = tmp_path / f"sound{suffix}"
