@@ -14,6 +14,8 @@ from jepa_jax.streaming.frames import Frame
 _THUMBNAIL_HEIGHT = 120
 _INCHES = 15.0
 _LANES = 8
+# Of the letters of a title, at this size of figure: a file's name may be longer.
+_TITLE_COLUMNS = 130
 # More could not be told apart.
 _DRAWN_EVENTS = 200
 
@@ -23,25 +25,29 @@ class Thinned:
 
     Args:
       join: two neighbours to the one that stays; the first of them where nothing is said.
+
+    Attributes:
+      items: those kept.
+      count: of all that were added.
     """
 
     def __init__(self, capacity: int, join: Callable = lambda first, second: first):
         self._capacity = capacity
         self._join = join
         self._stride = 1
-        self._count = 0
+        self.count = 0
         self.items: list = []
 
     def wants_next(self) -> bool:
         """Whether the next item starts one of its own, so that the rest need not be made."""
-        return self._count % self._stride == 0
+        return self.count % self._stride == 0
 
     def add(self, item) -> None:
         if self.wants_next():
             self.items.append(item)
         else:
             self.items[-1] = self._join(self.items[-1], item)
-        self._count += 1
+        self.count += 1
         if len(self.items) > self._capacity:
             pairs = [self.items[i : i + 2] for i in range(0, len(self.items), 2)]
             self.items = [pair[0] if len(pair) == 1 else self._join(*pair) for pair in pairs]
@@ -70,18 +76,18 @@ class Timeline:
 
     def draw(self, path: pathlib.Path, events: list[Event], title: str, threshold: float | None) -> None:
         """Write the picture of at least one event; `threshold` of the novelty is drawn where there is one."""
-        end = events[-1].end
+        end, count = events[-1].end, len(events)
         events = events[:: -(-len(events) // _DRAWN_EVENTS)]
         figure = Figure(figsize=(_INCHES, 6.2))
         grid = {"height_ratios": (1.15, 1.25, 1.9), "hspace": 0.12}
         strip, curve, texts = figure.subplots(3, 1, gridspec_kw=grid, sharex=True)
         colours = [f"C{i % 10}" for i in range(len(events))]
         _draw_pictures(strip, self._pictures.items, end)
-        strip.set_title(title, loc="left", fontsize=11, parse_math=False)
+        strip.set_title(shortened(title, _TITLE_COLUMNS), loc="left", fontsize=11, parse_math=False)
         self._draw_curve(curve, threshold)
         for event, colour in zip(events, colours, strict=True):
             curve.axvspan(event.start, event.end, color=colour, alpha=0.12, linewidth=0)
-        _draw_texts(texts, events, colours, end)
+        _draw_texts(texts, events, count, colours, end)
         texts.set(xlim=(0, end), xlabel="seconds")
         save_figure(figure, path, dpi=110, bbox_inches="tight")
 
@@ -94,7 +100,8 @@ class Timeline:
         decodes = self._decodes.items
         heights = np.interp(decodes, seconds, novelty)
         axes.vlines(decodes, 0, heights, color="black", linewidth=0.7)
-        axes.plot(decodes, heights, "v", color="black", markersize=6, label=f"decodes ({len(decodes)})")
+        label = f"decodes ({self._decodes.count})"
+        axes.plot(decodes, heights, "v", color="black", markersize=6, label=label)
         # The legend's row stands above the highest peak.
         axes.set(ylabel="novelty", ylim=(0, 1.3 * max(novelty.max(), threshold or 0, 1e-6)))
         axes.legend(frameon=False, loc="upper right", ncols=3, fontsize=9)
@@ -129,11 +136,12 @@ def _draw_pictures(axes, pictures: list[tuple[float, np.ndarray]], end: float) -
     axes.set(xlim=(0, end), ylim=(0, 1))
 
 
-def _draw_texts(axes, events: list[Event], colours: list[str], end: float) -> None:
-    """Each text under its event, on the first of several lines where there is room."""
+def _draw_texts(axes, events: list[Event], count: int, colours: list[str], end: float) -> None:
+    """Each text under its event, on the first of several lines where there is room; `count` is of all
+    events, those that are not even drawn included."""
     width_of_letter = 0.0062 * end  # at this size of figure and font
     free = np.zeros(_LANES)
-    used, left_out = 1, 0
+    used, left_out = 1, count - len(events)
     for event, colour in zip(events, colours, strict=True):
         axes.plot([event.start, event.end], [0.12, 0.12], color=colour, linewidth=7, solid_capstyle="butt")
         text = shortened(event.text, 60)

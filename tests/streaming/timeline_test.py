@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
+from jepa_jax.streaming import timeline as timelines
 from jepa_jax.streaming.events import Event
 from jepa_jax.streaming.frames import Frame
 from jepa_jax.streaming.timeline import Thinned, Timeline
@@ -53,3 +55,25 @@ def test_the_picture_is_drawn_for_few_events_and_for_many(tmp_path, count):
     with Image.open(tmp_path / "timeline.png") as picture:
         assert min(picture.size) > 300
         assert len(np.unique(np.asarray(picture))) > 50
+
+
+def test_a_picture_s_numbers_are_of_all_and_its_title_is_no_wider(tmp_path, monkeypatch):
+    """Of very many events and decodes some are drawn."""
+    drawn, save = [], timelines.save_figure
+    monkeypatch.setattr(
+        timelines,
+        "save_figure",
+        lambda figure, path, **how: drawn.append(figure) or save(figure, path, **how),
+    )
+    timeline, count = Timeline(), 5000
+    list(timeline.pass_on([Frame(0.0, np.zeros((9, 17, 3), np.uint8))]))
+    timeline.add_novelty(0.0, 0.1)
+    for i in range(count):
+        timeline.add_decode(float(i))
+    events = [Event(i, i + 1, i + 0.5, "some text", 0.5) for i in range(count)]
+    timeline.draw(tmp_path / "timeline.png", events, "a_long_name_" * 20, None)
+    texts = [text.get_text() for text in drawn[0].findobj(Text)]
+    assert "decodes (5000)" in texts
+    assert f"and {count - texts.count('some text')} more in events.jsonl" in texts
+    with Image.open(tmp_path / "timeline.png") as picture:
+        assert picture.width < 15 * 110
