@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 from etils import epath
+from matplotlib.text import Text
 
 from jepa_jax import evaluate, flags
 from jepa_jax.config import DatasetConfig, EvalConfig
@@ -13,7 +14,7 @@ from jepa_jax.data.emoji_motion import texts
 from jepa_jax.data.emoji_motion.scene import sample_scene
 from jepa_jax.data.emoji_motion.splits import unseen_pairs
 from jepa_jax.data.records import BadRecordError, Pair
-from jepa_jax.evaluation import pairs
+from jepa_jax.evaluation import pairs, pictures
 from jepa_jax.evaluation.captioning import caption_metrics
 from jepa_jax.evaluation.classification import class_embeddings, top_k_metrics
 from jepa_jax.evaluation.clips import Clip, load_clips, shuffle_in_time
@@ -258,6 +259,22 @@ def test_captions_are_drawn_as_they_are(tmp_path):
     file = epath.Path(tmp_path / "retrieval.png")
     plot_retrieval(file, [r"a $\frac$ of it"], np.arange(5)[None], np.array([0]), frames)
     assert len(file.read_bytes()) > 1000
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_a_caption_does_not_run_into_the_verdict(columns, tmp_path, monkeypatch):
+    """Few clips make a narrow picture."""
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, *_, **__: drawn.append(figure))
+    frames = np.zeros((5, 4, 8, 8, 3), np.uint8)
+    found = np.arange(columns)[None]
+    plot_retrieval(
+        tmp_path / "r.png", ["a cat moves down beside a hamburger " * 9], found, [columns - 1], frames
+    )
+    titles = [text for text in drawn[0].findobj(Text) if text.get_text().startswith(("“", "found at"))]
+    drawn[0].draw_without_rendering()
+    caption, verdict = (text.get_window_extent() for text in titles)
+    assert caption.x1 < verdict.x0 or verdict.x1 < caption.x0
 
 
 def test_results_that_cannot_be_kept_are_shown(tmp_path, monkeypatch, capsys):

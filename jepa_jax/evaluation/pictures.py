@@ -56,8 +56,8 @@ def plot_retrieval(
                 spine.set(color=RIGHT if is_right else "0.8", linewidth=4 if is_right else 0.8)
         place = np.flatnonzero(found[row] == right[row])
         verdict = f"found at rank {place[0] + 1}" if len(place) else "not among the five"
-        # Two dollars in a caption are no formula.
-        title = f"“{shortened(texts[row], 23 * columns)}”"
+        # Beside the verdict; and two dollars in a caption are no formula.
+        title = f"“{shortened(texts[row], 23 * columns - 15)}”"
         axes[row, 0].set_title(title, loc="left", fontsize=11, pad=5, parse_math=False)
         axes[row, -1].set_title(verdict, loc="right", fontsize=9, color="0.4", pad=5)
     save_figure(figure, path, dpi=110, bbox_inches="tight")
