@@ -21,7 +21,7 @@ from jepa_jax.decoder import Decoder, is_decoder, load_decoder, read_config
 from jepa_jax.evaluation.classification import class_embeddings, phrased
 from jepa_jax.evaluation.frames import loader
 from jepa_jax.models.vl_jepa import VLJEPA
-from jepa_jax.part_models import checked_frames, checked_texts, in_batches, padded_length
+from jepa_jax.part_models import checked_frames, checked_texts, in_batches, one_array, padded_length
 from jepa_jax.places import PlaceError, place
 from jepa_jax.sharding import make_mesh
 from jepa_jax.state import abstract_state, to_items
@@ -198,7 +198,7 @@ class Model:
           ValueError: not as many queries as videos, a query longer than the model takes, or what is
             neither frames nor finite visual tokens.
         """
-        visual, width = np.asarray(video), self.config.model.x_encoder.width
+        visual, width = one_array(video, "frames"), self.config.model.x_encoder.width
         if visual.dtype == np.dtype("V2"):  # what NumPy reads of bfloat16 that it saved
             visual = visual.view(jnp.bfloat16)
         if visual.ndim != 3:
@@ -225,7 +225,7 @@ class Model:
 
     def embed_image(self, images: np.ndarray, query: str | list[str] = CAPTION_QUERY) -> np.ndarray:
         """The same of still images: [B, H, W, C] uint8 RGB -> [B, E] float32 unit vectors."""
-        images = np.asarray(images)
+        images = one_array(images, "images")
         if images.ndim != 4:
             raise ValueError(f"images must be [B, H, W, 3] uint8, got {images.shape} {images.dtype}")
         return self.embed_video(images[:, None], query)
@@ -289,7 +289,7 @@ class Model:
           UsageError: the model has no decoder.
         """
         size = self.config.model.embedding_size
-        embeddings = np.asarray(embeddings, np.float32)
+        embeddings = one_array(embeddings, "embeddings", np.float32)
         if embeddings.ndim != 2 or embeddings.shape[1] != size:
             raise ValueError(f"embeddings must be [B, {size}], got {embeddings.shape}")
         if not np.isfinite(embeddings).all():

@@ -18,13 +18,25 @@ from jepa_jax.sharding import to_host
 _BATCH_SIZE = 16
 
 
+def one_array(given: Any, name: str, dtype=None) -> np.ndarray:
+    """NumPy's array of whatever it makes one of; `name` is what a message calls it.
+
+    Raises:
+      ValueError: its parts differ in shape, as clips of several lengths do, or are no numbers.
+    """
+    try:
+        return np.asarray(given, dtype)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the {name} make no array: all need one shape, and numbers alone") from error
+
+
 def checked_frames(frames: np.ndarray) -> np.ndarray:
     """Frames [B, T, H, W, C] uint8 RGB, of whatever NumPy makes an array of.
 
     Raises:
       ValueError: they are of another shape or type, or there are none.
     """
-    frames = np.asarray(frames)
+    frames = one_array(frames, "frames")
     if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be [B, T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
     if not frames.size:

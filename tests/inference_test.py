@@ -173,6 +173,15 @@ def test_any_list_of_texts_and_any_array_of_frames_will_do(model, frames):
     np.testing.assert_array_equal(model.predict(model.encode_video(frames).tolist(), queries), expected)
 
 
+def test_clips_of_several_lengths_are_refused_in_words(model, frames):
+    uneven = [frames[0], frames[0, :2]]
+    for ask in (model.encode_video, lambda given: model.classify(given, ["a dog"]), model.embed_image):
+        with pytest.raises(ValueError, match=r"the (frames|images) make no array: all need one shape"):
+            ask(uneven)
+    with pytest.raises(ValueError, match="the embeddings make no array"):
+        model.decode([[0.0, 1.0], [1.0]], bank=["a"])
+
+
 def test_half_a_surrogate_pair_is_a_question_mark(model, frames):
     """As JSON files with emoji cut in two hold it."""
     np.testing.assert_array_equal(model.embed_text(["a dog \ud83d"]), model.embed_text(["a dog ?"]))
