@@ -44,7 +44,9 @@ class MediaFolder:
             raise UsageError(f"--media={folder}: no such folder")
         self._by_name: dict[str, list[tuple[str, ...]]] = defaultdict(list)
         self._files: dict[tuple[str, ...], list[pathlib.Path]] = defaultdict(list)
-        for place, _, names in os.walk(self._folder):
+        self._links: list[pathlib.Path] = []  # to folders, which are not gone into
+        for place, folders, names in os.walk(self._folder):
+            self._links += [path for x in folders if (path := pathlib.Path(place, x)).is_symlink()]
             for name in names:
                 file = pathlib.Path(place, name)
                 if file.suffix.lower() in SUFFIXES:
@@ -64,7 +66,8 @@ class MediaFolder:
         fitting = [parts for parts in found if _in_order(wanted[:-1], parts[:-1])]
         files = [file for parts in fitting for file in self._files[parts]]
         if not files:
-            raise MissingMediaError("no such media file")
+            link = f", and {self._links[0].name} is a link, not gone into" if self._links else ""
+            raise MissingMediaError(f"no such media file{link}")
         if len(files) > 1:
             some = ", ".join(str(file.relative_to(self._folder)) for file in sorted(files)[:3])
             raise MissingMediaError(f"{len(files)} media files of that name: {some}")

@@ -235,6 +235,11 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
     assert media.find("alias").name == "alias.mp4"
     with pytest.raises(MissingMediaError, match="outside its folder"):
         media.find("link")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.mp4").touch()
+    (tmp_path / "media" / "val").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MissingMediaError, match="no such media file, and val is a link, not gone into"):
+        MediaFolder(tmp_path / "media").find("far")
     with pytest.raises(UsageError, match="no such folder"):
         MediaFolder(tmp_path / "none")
 
