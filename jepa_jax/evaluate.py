@@ -167,6 +167,8 @@ def read_benchmark(values: argparse.Namespace) -> benchmark.Benchmark:
     path = pathlib.Path(values.annotations)
     if not path.exists():
         raise flags.UsageError(f"--annotations={values.annotations}: no such file or folder of this machine")
+    if values.query is not None and values.wordings is not None:
+        raise flags.UsageError("--query and --wordings: give one, each says what is asked")
     found = task.read(path, split)
     if values.query is not None:
         found = benchmark.with_query(found, values.query)

@@ -124,6 +124,7 @@ def test_a_text_encoder_alone_can_be_asked_about_texts(tmp_path, monkeypatch, ca
         (["--task=vqa", "--decoder=x"], "--decoder is for what writes text, and --task=vqa does not"),
         ([*SSV2, "--decoder=x"], "--decoder is for what writes text, and --task=ssv2 does not"),
         (["--query=what?"], "--query is for benchmarks"),
+        ([*SSV2, "--query=what?", "--wordings=w.json"], "--query and --wordings: give one"),
         (["--task=ssv2", "--config.seed=1"], "no --config flags here"),
     ],
 )
