@@ -22,7 +22,8 @@ from weights_conversion.tensors import (
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # What a hub name is downloaded for; other formats of the same weights are left where they are.
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]
+# Dense heads are often older than their model, and pickled beside its safetensors.
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md", "*_Dense/pytorch_model.bin"]
 _MODEL_TYPES = ("vjepa2", "llama", "gemma3_text", "bert")
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import shutil
-import signal
 import struct
 import time
 import types
@@ -20,7 +19,6 @@ from huggingface_hub import errors as hub
 
 from jepa_jax import flags
 from tests.weights_conversion import folders
-from weights_conversion import convert
 from weights_conversion.__main__ import main
 
 
@@ -296,33 +294,6 @@ def test_the_output_exists(whole, tmp_path, capsys):
     assert flags.run(main, [f"--source={whole / 'bert'}", f"--out={out}"]) == 2
     assert "exists: name another --out" in one_line(capsys.readouterr().err.strip())
     assert [file.name for file in tmp_path.rglob("*")] == ["there", "precious"]
-
-
-def test_an_output_that_another_conversion_makes_meanwhile_is_kept(tmp_path):
-    out = tmp_path / "there"
-    with pytest.raises(flags.UsageError, match="exists by now"), convert.atomic_folder(out):
-        out.mkdir()
-    assert [file.name for file in tmp_path.rglob("*")] == ["there"]
-    out.rmdir()
-    out.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(flags.UsageError, match="exists: name another"), convert.atomic_folder(out):
-        pass
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_nothing_half_written(number, tmp_path):
-    before = signal.getsignal(number)
-
-    def interrupted():
-        with convert.atomic_folder(tmp_path / "part") as folder:
-            (folder / "half").write_text("")
-            signal.raise_signal(number)
-
-    with pytest.raises(SystemExit) as ended:
-        interrupted()
-    assert ended.value.code == 128 + number
-    assert not list(tmp_path.iterdir())
-    assert signal.getsignal(number) == before
 
 
 def test_a_place_where_nothing_can_be_saved(whole, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Every format of a source gives the numbers that the reference's own format gives."""
 
 import contextlib
+import fnmatch
 import json
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the sources are written with PyTorch, of the extra `convert`")
 
+import huggingface_hub
 import jax
 import transformers
 from safetensors.torch import load_file
@@ -27,7 +29,7 @@ from weights_conversion.__main__ import main
 from weights_conversion.sources import Source
 
 
-def convert(source: pathlib.Path, out: pathlib.Path, *options: str) -> pathlib.Path:
+def convert(source: pathlib.Path | str, out: pathlib.Path, *options: str) -> pathlib.Path:
     assert flags.run(main, [f"--source={source}", f"--out={out}", *options]) == 0
     return out
 
@@ -148,6 +150,25 @@ def test_shards_and_pickles_are_the_same_weights(tmp_path):
     (pickled / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
     assert_same(whole, convert(pickled, tmp_path / "c"))
+
+
+def test_dense_heads_of_a_hub_name_may_be_pickled_beside_safetensors(tmp_path, monkeypatch):
+    source = folders.embedding_gemma(tmp_path / "source")
+    whole = convert(source, tmp_path / "whole")
+    for folder in source.glob("*_Dense"):
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+
+    def download(name, *, allow_patterns, **_):
+        for file in filter(pathlib.Path.is_file, source.rglob("*")):
+            inside = file.relative_to(source)
+            if any(fnmatch.fnmatch(str(inside), pattern) for pattern in allow_patterns):
+                (tmp_path / "commit" / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / "commit" / inside)
+        return str(tmp_path / "commit")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert_same(whole, convert("some/model", tmp_path / "part"))
 
 
 def test_an_export_in_shards_opens_all_the_same(tmp_path, monkeypatch):
