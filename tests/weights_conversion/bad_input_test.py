@@ -1,7 +1,6 @@
 """Whatever is wrong with a source: a sentence that says what to do, status 2, nothing written."""
 
 import json
-import pathlib
 import shutil
 import struct
 import time
@@ -19,50 +18,8 @@ from huggingface_hub import errors as hub
 
 from jepa_jax import flags
 from tests.weights_conversion import folders
+from tests.weights_conversion.folders import copy, edit, one_line
 from weights_conversion.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Sources with nothing wrong, to be copied and spoilt."""
-    root = tmp_path_factory.mktemp("whole")
-    folders.save(folders.bert(), root / "bert")
-    folders.save(folders.llama(2, tied=False), root / "shards", max_shard_size="20KB")
-    folders.embedding_gemma(root / "gemma")
-    torch.save(folders.meta_vjepa2(folders.vjepa2()), root / "vitl.pt")
-    return root
-
-
-@pytest.fixture
-def refused(tmp_path, capfd):
-    """Run a conversion that must be refused; gives what it said."""
-
-    def run(source, *options: str) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        capfd.readouterr()
-        out = tmp_path / "new" / "part"
-        assert flags.run(main, [f"--source={source}", f"--out={out}", *options]) == 2
-        said = capfd.readouterr().err.strip().splitlines()
-        assert said[0].startswith("error: ")
-        assert not out.exists()
-        # At most the empty folder that was to hold the part.
-        assert [p for p in sorted(tmp_path.rglob("*")) if p not in before] in ([], [out.parent])
-        return "\n".join(said)
-
-    return run
-
-
-def one_line(text: str) -> str:
-    assert "\n" not in text, text
-    return text
-
-
-def copy(whole: pathlib.Path, name: str, tmp_path: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(shutil.copytree(whole / name, tmp_path / name))
-
-
-def edit(file: pathlib.Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def test_a_truncated_safetensors_file(whole, tmp_path, refused):
@@ -245,48 +202,6 @@ def test_an_index_that_leads_out_of_its_folder(name, whole, tmp_path, refused):
     assert f"names {name!r}, which lies outside of its folder" in one_line(refused(source))
 
 
-@pytest.mark.parametrize("path", ["../..", "/tmp"])
-def test_modules_that_lead_out_of_their_folder(path, whole, tmp_path, refused):
-    source = copy(whole, "gemma", tmp_path)
-    modules = json.loads((source / "modules.json").read_text())
-    modules[2]["path"] = path
-    (source / "modules.json").write_text(json.dumps(modules))
-    assert "lies outside of it: refused" in one_line(refused(source))
-
-
-def test_modules_that_are_not_built(whole, tmp_path, refused):
-    source = copy(whole, "gemma", tmp_path)
-    edit(source / "2_Dense" / "config.json", bias=True)
-    assert "only plain ones are built" in one_line(refused(source))
-    edit(
-        source / "2_Dense" / "config.json", bias=False, activation_function="torch.nn.modules.activation.Tanh"
-    )
-    assert "Tanh; only plain ones are built" in one_line(refused(source))
-    config = json.loads((source / "2_Dense" / "config.json").read_text())
-    del config["activation_function"]  # sentence-transformers takes Tanh then
-    (source / "2_Dense" / "config.json").write_text(json.dumps(config))
-    assert "Tanh; only plain ones are built" in one_line(refused(source))
-    edit(source / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_max_tokens=True)
-    assert "pools by ['max_tokens']" in one_line(refused(source))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("use_residual", True),
-        ("module_input_name", "token_embeddings"),
-        ("module_output_name", "another_embedding"),
-    ],
-)
-def test_a_dense_head_that_does_more_or_elsewhere(name, value, whole, tmp_path, refused):
-    """Where it keeps the width, its tensors are those of a plain one."""
-    source = copy(whole, "gemma", tmp_path)
-    edit(source / "2_Dense" / "config.json", **{name: value})
-    assert f"a Dense head with {name}={value!r}; only plain ones are built" in one_line(refused(source))
-    # Left out, it may be what it likes.
-    assert flags.run(main, [f"--source={source}", f"--out={tmp_path / 'part'}", "--no-dense-heads"]) == 0
-
-
 def test_the_output_exists(whole, tmp_path, capsys):
     out = tmp_path / "there"
     out.mkdir()
@@ -404,28 +319,6 @@ def test_what_is_no_source(tmp_path, refused):
 def test_an_unknown_flag_or_field(whole, refused):
     assert "unknown argument '--sorce=x'" in one_line(refused(whole / "bert", "--sorce=x"))
     assert "did you mean width?" in one_line(refused(whole / "bert", "--config.widht=3"))
-
-
-@pytest.mark.parametrize("file", ["modules.json", "1_Pooling/config.json", "2_Dense/config.json"])
-@pytest.mark.parametrize("text", ["3", "null", '"x"'])
-def test_a_module_s_file_of_another_form(file, text, whole, tmp_path, refused):
-    source = copy(whole, "gemma", tmp_path)
-    (source / file).write_text(text)
-    assert f"{file} does not hold the JSON" in one_line(refused(source))
-
-
-def test_files_that_name_no_module_pool_length_or_shard(whole, tmp_path, refused):
-    source = copy(whole, "gemma", tmp_path)
-    for length in ("long", [3], -3):
-        (source / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
-        assert f"max_seq_length={length!r} must be a number" in one_line(refused(source))
-    edit(source / "1_Pooling" / "config.json", pooling_mode=["mean"])
-    assert "pools by" in one_line(refused(source))
-    (source / "modules.json").write_text("[1]")
-    assert "lists 1, which is no module" in one_line(refused(source))
-    source = copy(whole, "shards", tmp_path)
-    (source / "model.safetensors.index.json").write_text("[]")
-    assert "index.json does not hold the JSON object" in one_line(refused(source))
 
 
 def test_a_file_that_its_folder_s_weights_are_not_read_from(whole, tmp_path, refused):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import torch
@@ -202,3 +203,16 @@ def open_vljepa(
         state[f"{name}.weight"] = torch.from_numpy(tiny.normal(narrow, wide, seed=k) / np.float32(wide**0.5))
         state[f"{name}.bias"] = torch.from_numpy(tiny.normal(narrow, seed=10 + k))
     return {name: w.clone() for name, w in state.items()}
+
+
+def one_line(text: str) -> str:
+    assert "\n" not in text, text
+    return text
+
+
+def copy(whole: pathlib.Path, name: str, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(whole / name, tmp_path / name))
+
+
+def edit(file: pathlib.Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
