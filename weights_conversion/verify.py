@@ -281,9 +281,7 @@ def verify(conversion: Conversion, folder: pathlib.Path) -> bool:
                 reference = _reference(weights, conversion, pathlib.Path(scratch))
             except UsageError:
                 raise
-            except (
-                Exception
-            ) as error:  # the library raises whatever a source that it does not take leads it to
+            except Exception as error:  # the library raises what it likes
                 raise UsageError(
                     f"--verify: transformers cannot open the source ({first_line(error)}): nothing was kept; "
                     "without --verify it is converted unchecked"
