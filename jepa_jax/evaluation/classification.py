@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics, checked_numbers
-from jepa_jax.evaluation.retrieval import ranks
+from jepa_jax.evaluation.retrieval import OneMatch, ranks
 from jepa_jax.flags import UsageError
 
 
@@ -45,7 +45,7 @@ def top_k_metrics(
     predicted: np.ndarray, classes: np.ndarray, labels: np.ndarray, ks: tuple[int, ...]
 ) -> dict[str, dict]:
     """Accuracy within the k nearest classes, beside chance: [B, E], [classes, E], [B] int."""
-    rank = ranks(predicted, classes, labels[:, None] == np.arange(len(classes)))
+    rank = ranks(predicted, classes, OneMatch(labels, len(classes)))
     return {
         f"top_{k}": {
             "value": float(np.mean(rank <= k)),
@@ -61,7 +61,7 @@ def class_mean_recall(
 ) -> dict[str, float]:
     """Recall within the k nearest classes, averaged over the classes that occur, so that rare ones
     count as much as frequent ones: [B, E], [classes, E], [B] int."""
-    found = ranks(predicted, classes, labels[:, None] == np.arange(len(classes))) <= k
+    found = ranks(predicted, classes, OneMatch(labels, len(classes))) <= k
     counts = np.bincount(labels)
     hits = np.bincount(labels, weights=found)
     occurs = counts > 0

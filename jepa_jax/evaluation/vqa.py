@@ -6,14 +6,14 @@ import numpy as np
 
 from jepa_jax.evaluation.benchmark import Answers, Item, Metrics
 from jepa_jax.evaluation.classification import class_embeddings
-from jepa_jax.evaluation.retrieval import ranks
+from jepa_jax.evaluation.retrieval import OneMatch, ranks
 
 YES_NO: tuple[tuple[str, ...], ...] = (("yes",), ("no",))
 
 
 def is_nearest(predicted: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether the right class is nearer than every other: [B, E], [classes, E], [B] int -> [B] bool."""
-    return ranks(predicted, classes, labels[:, None] == np.arange(len(classes))) == 1
+    return ranks(predicted, classes, OneMatch(labels, len(classes))) == 1
 
 
 def accuracy_metric(right: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -1,11 +1,14 @@
 """Retrieval and captioning from files of the official form."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from jepa_jax.evaluation import retrieval
 from jepa_jax.evaluation.benchmarks import BENCHMARKS
 from jepa_jax.evaluation.captioning import cider
+from jepa_jax.evaluation.classification import top_k_metrics
 from jepa_jax.evaluation.retrieval import ranks_of_scores, retrieval_metrics
 from jepa_jax.flags import UsageError
 from tests.evaluation.fake import FIXTURES, DecodingWorld, ask, read
@@ -127,6 +130,20 @@ def test_few_scores_are_in_memory_at_a_time_and_how_many_changes_nothing(monkeyp
     monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 200)
     assert retrieval_metrics(video, text, owner) == whole
     assert max(sizes) <= 200
+
+
+def test_memory_is_of_a_block_of_scores_and_not_of_all(monkeypatch):
+    """Nor is a whole matrix made that says which are right."""
+    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 2**16)
+    clips = np.random.default_rng(6).normal(size=(3000, 4)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        retrieval_metrics(clips, clips)
+        top_k_metrics(clips, clips, np.arange(3000), ks=(1,))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3000**2 / 4
 
 
 @pytest.mark.parametrize(("clips", "size"), [(5, 64), (9, 128), (9, 1536), (11, 128), (64, 300)])
