@@ -30,7 +30,9 @@ def listing(folder: epath.Path) -> list[epath.Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    # By the name alone, which is what differs: two paths are compared part by part, in Python.
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(visible, key=lambda path: path.name)
 
 
 def told_folders(paths: Sequence[epath.Path]) -> str:
@@ -101,7 +103,7 @@ def find_file(folder: epath.Path, relative: str, name: str) -> tuple[epath.Path,
     return path, size
 
 
-def sizes_of(paths: Sequence[epath.Path]) -> list[int | None]:
+def sizes_of(paths: Iterable[str | epath.Path]) -> list[int | None]:
     """Bytes of each local file; None for one that cannot be looked at."""
     found: list[int | None] = []
     for path in paths:

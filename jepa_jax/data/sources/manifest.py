@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 
 from etils import epath
@@ -134,7 +135,8 @@ class FolderSource:
         self.identity = f"folder of {len(self._names)} files {digest(self._names)}"
         if is_local(folder):  # elsewhere every size is a request
             files = self._names + [name for name in self._texts if name is not None]
-            self.identity += f" {digest(sizes_of([folder / name for name in files]))}"
+            place = os.fspath(folder)  # texts, of which a path is made in a tenth of the time
+            self.identity += f" {digest(sizes_of(os.path.join(place, name) for name in files))}"
 
     def __len__(self) -> int:
         return len(self._names)
