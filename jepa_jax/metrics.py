@@ -7,6 +7,8 @@ import math
 import pathlib
 import tempfile
 import time
+from array import array
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -23,24 +25,29 @@ from jepa_jax.places import Lines, is_local
 logger = logging.getLogger(__name__)
 
 
+def _read_lines(path: epath.Path) -> Iterator[tuple[bytes, dict]]:
+    """What `read_metrics` gives, with each line itself, one at a time: as objects those of a long run take
+    ten times the file."""
+    damaged = 0
+    with path.open("rb") if path.exists() else contextlib.nullcontext(()) as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                row = json.loads(line)
+                int(row["step"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged += 1
+            else:
+                yield line, row
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out", path, damaged)
+
+
 def read_metrics(path: epath.Path) -> list[dict]:
     """The whole lines of a metrics.jsonl; a last line cut short by a kill is left out, and so are damaged
     ones, which is logged."""
-    if not path.exists():
-        return []
-    rows, damaged = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            continue
-        try:
-            row = json.loads(line)
-            int(row["step"])
-            rows.append(row)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            damaged += 1
-    if damaged:
-        logger.warning("%s: %d damaged lines are left out", path, damaged)
-    return rows
+    return [row for _, row in _read_lines(path)]
 
 
 class NotFiniteError(RuntimeError):
@@ -63,8 +70,7 @@ class RunLog:
         if not write:
             return
         path = workdir / "metrics.jsonl"
-        kept = [row for row in read_metrics(path) if row["step"] <= start]
-        self._lines = Lines(path, [json.dumps(row) + "\n" for row in kept])
+        self._lines = Lines(path, (line for line, row in _read_lines(path) if row["step"] <= start))
         self._events_in = workdir / "tensorboard"
         # TensorBoard's writer adds to its file: that of a bucket grows here and is copied.
         self._spool = None if is_local(workdir) else tempfile.TemporaryDirectory()
@@ -171,21 +177,26 @@ def plot_loss(workdir: epath.Path) -> None:
     """`loss.png`: the loss and its terms over steps, and InfoNCE's in-batch accuracy, from metrics.jsonl."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
-    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
-    if not rows:
+    drawn: dict[str, array] = {}
+    for _, row in _read_lines(workdir / "metrics.jsonl"):
+        if "loss" in row:
+            names = drawn or [x for x in ("step", "loss", "accuracy", *_TERMS) if x in row]
+            for name in names:
+                drawn.setdefault(name, array("d")).append(row[name])
+    if not drawn:
         return
-    steps = np.array([row["step"] for row in rows])
-    info_nce = "accuracy" in rows[0]
-    marker = "o" if len(rows) == 1 else None  # one point makes no line
+    steps = drawn["step"]
+    info_nce = "accuracy" in drawn
+    marker = "o" if len(steps) == 1 else None  # one point makes no line
     figure = Figure(figsize=(10 if info_nce else 5, 3.6), layout="constrained")
     left, *right = figure.subplots(1, 1 + info_nce, squeeze=False)[0]
     for name, style in {"loss": "-", **_TERMS}.items():
-        if name in rows[0]:
-            left.plot(steps, [row[name] for row in rows], style, linewidth=1.2, marker=marker, label=name)
+        if name in drawn:
+            left.plot(steps, drawn[name], style, linewidth=1.2, marker=marker, label=name)
     left.set(xlabel="step", title="Loss and its terms")
     if info_nce:
         left.set(ylabel="nats", title="InfoNCE = alignment + uniformity")
-        accuracy = [100 * row["accuracy"] for row in rows]
+        accuracy = 100 * np.asarray(drawn["accuracy"])
         right[0].plot(steps, accuracy, linewidth=1.0, marker=marker, color="tab:green")
         right[0].set(xlabel="step", ylabel="%", title="In-batch accuracy", ylim=(0, 100))
     for axes in figure.axes:

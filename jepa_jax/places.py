@@ -4,7 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import fsspec
 from etils import epath
@@ -94,14 +94,17 @@ def held(folder: epath.PathLike, work: str) -> Iterator[None]:
         yield
 
 
-def write_whole(path: epath.Path, content: str | bytes) -> None:
-    """Write a whole file or none: a kill or a full disk never leaves half of one."""
+def write_whole(path: epath.Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Write a whole file or none: a kill or a full disk never leaves half of one. Of pieces one is in memory
+    at a time, and they may come from the file itself."""
     content = content.encode() if isinstance(content, str) else content
+    pieces = [content] if isinstance(content, bytes) else content
     if not is_local(path):
-        path.write_bytes(content)  # an object is there when all of it is
+        path.write_bytes(b"".join(pieces))  # an object is there when all of it is
         return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
+    with temporary.open("wb") as file:
+        file.writelines(pieces)
     temporary.replace(path)
 
 
@@ -109,16 +112,16 @@ class Lines:
     """A text that grows by lines. On a disk each is written at once. Nothing can be added to an object of
     a bucket, so there `flush` writes the whole text again."""
 
-    def __init__(self, path: epath.Path, lines: list[str]):
+    def __init__(self, path: epath.Path, lines: Iterable[bytes]):
         self._path = path
-        self._kept = [] if is_local(path) else lines
-        write_whole(path, "".join(lines))
+        self._kept = [] if is_local(path) else list(lines)
+        write_whole(path, lines if is_local(path) else self._kept)
 
     def add(self, line: str) -> None:
         """Raises OSError where the disk is full, and then leaves no part of the line, which would spoil the
         next."""
         if not is_local(self._path):
-            self._kept.append(line)
+            self._kept.append(line.encode())
             return
         content = line.encode()
         with open(self._path, "ab", buffering=0) as file:
@@ -130,4 +133,4 @@ class Lines:
     def flush(self) -> None:
         """Raises what the store raises."""
         if not is_local(self._path):
-            write_whole(self._path, "".join(self._kept))
+            write_whole(self._path, self._kept)

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -122,3 +123,23 @@ def test_damaged_lines_are_left_out(tmp_path, caplog):
     path.write_bytes(b'{"step": 1}\n{"st\xffp": 2}\n[]\n{"loss": 1}\n{"step": 3}\n{"step"')
     assert [row["step"] for row in read_metrics(path)] == [1, 3]
     assert "3 damaged lines are left out" in caplog.text
+
+
+def test_a_long_run_goes_on_without_all_its_lines_in_memory(tmp_path):
+    """Nor does its curve need them."""
+    path, log = tmp_path / "metrics.jsonl", tiny.run_config(steps=20_001)
+    row = dict.fromkeys(("loss", "accuracy", "alignment", "uniformity", "grad_norm", "temperature"), 0.125)
+    lines = [json.dumps({"step": step, **row}) + "\n" for step in range(1, 20_001)]
+    path.write_text("".join(lines))
+    plot_loss(tmp_path)  # imports what it needs
+    tracemalloc.start()
+    try:
+        RunLog(epath.Path(tmp_path), log, 19_999).close()
+        resumed = tracemalloc.get_traced_memory()[1]
+        plot_loss(tmp_path)
+        drawn = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.read_text() == "".join(lines[:-1])
+    assert resumed < path.stat().st_size / 2
+    assert drawn < 5 * path.stat().st_size

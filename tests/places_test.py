@@ -57,7 +57,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_a_line_is_on_the_disk_at_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("of an earlier run\n")
-    lines = Lines(path, ["kept\n"])
+    lines = Lines(path, [b"kept\n"])
     lines.add("added\n")
     assert path.read_text() == "kept\nadded\n"
     lines.flush()
@@ -66,7 +66,7 @@ def test_a_line_is_on_the_disk_at_once(tmp_path):
 
 def test_a_line_that_the_disk_has_no_room_for_spoils_no_other(tmp_path):
     """A limit on a file's size stands for the full disk: both cut what is written."""
-    lines = Lines(epath.Path(tmp_path) / "lines", ["first\n"])
+    lines = Lines(epath.Path(tmp_path) / "lines", [b"first\n"])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
