@@ -109,7 +109,9 @@ def _load(file: epath.Path, records: int, buckets: int):
             raise ValueError(f"{assigned.dtype} {assigned.shape}")
         if records and not LEFT_OUT <= assigned.min() <= assigned.max() < buckets:
             raise ValueError("no such bucket")
-        return assigned, [BadRecordError(*map(str, row)) for row in bad]
+        # Earlier runs left an array of texts.
+        rows = bad.tolist() if bad.dtype.kind == "U" else json.loads(bad.tobytes())
+        return assigned, [BadRecordError(*map(str, row)) for row in rows]
     except _DAMAGE as error:
         logger.warning("%s is not whole (%s): the lengths are measured again", file, error)
         return None
@@ -139,9 +141,10 @@ def bucket_of_records(
             return known
     assigned, bad = _measure(source, dataset, tokenizers, buckets)
     if file is not None:
-        rows = np.array([(e.cause, e.name, e.detail) for e in bad], dtype=np.str_).reshape(-1, 3)
+        # As JSON: in an array of texts each takes the room of the longest.
+        rows = json.dumps([(e.cause, e.name, e.detail) for e in bad]).encode()
         content = io.BytesIO()
-        np.savez_compressed(content, assigned=assigned, bad=rows)
+        np.savez_compressed(content, assigned=assigned, bad=np.frombuffer(rows, np.uint8))
         try:
             cache.mkdir(parents=True, exist_ok=True)
             write_whole(file, content.getvalue())

@@ -1,6 +1,7 @@
 """Lengths are told from texts alone, kept on disk, and told again when anything they depend on changes."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -81,6 +82,32 @@ def test_a_second_start_reads_nothing_and_says_the_same(texts_only, tmp_path):
     assert not texts_only
     np.testing.assert_array_equal(again, first)
     assert [error.args for error in still_bad] == [error.args for error in bad] == [BAD.args]
+
+
+def test_one_long_detail_does_not_give_its_room_to_all(texts_only, tmp_path):
+    """Records that a run does not want may be most of a manifest."""
+    errors = [BadRecordError("text empty", f"clip {i}", "x" * 20_000 * (i == 7)) for i in range(1000)]
+    source = Records([example(0), *errors])
+    tracemalloc.start()
+    try:
+        bads = [measure(source, cache=tmp_path)[1] for _ in range(2)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 20_000 * 1000 / 8
+    for bad in bads:
+        assert [error.args for error in bad] == [error.args for error in errors]
+
+
+def test_a_cache_of_an_earlier_version_is_read(texts_only, tmp_path):
+    first, _ = measure(cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    np.savez_compressed(file, assigned=first, bad=np.array([BAD.args]))
+    texts_only.clear()
+    again, bad = measure(cache=tmp_path)
+    assert not texts_only
+    np.testing.assert_array_equal(again, first)
+    assert [error.args for error in bad] == [BAD.args]
 
 
 CHANGES = {
