@@ -224,6 +224,23 @@ def test_a_batch_is_its_texts(folders):
     assert mask.sum(axis=1).tolist() == [3, 2, 4]
 
 
+def test_many_texts_are_encoded_some_at_a_time_as_each_alone(folders, monkeypatch):
+    """What the library makes of a text is a hundred times as large as its ids."""
+    tokenizer, calls = Tokenizer(folders["gemma"], prefix="a "), []
+    library = tokenizer._tokenizer
+    together = lambda texts, **options: calls.append(len(texts)) or library(texts, **options)
+    texts = ["cat " * (i % 7) for i in range(2500)]
+    ids, mask = (np.array(rows) for rows in zip(*(tokenizer(text, 6) for text in texts), strict=True))
+    counts = [tokenizer.count(text) for text in texts]
+    monkeypatch.setattr(tokenizer, "_tokenizer", together)
+    assert tokenizer.counts(texts) == counts
+    found = tokenizer.batch(texts, 6)
+    np.testing.assert_array_equal(found[0], ids)
+    np.testing.assert_array_equal(found[1], mask)
+    assert (found[0].dtype, found[1].dtype) == (np.int32, bool)
+    assert calls == [1024, 1024, 452] * 2
+
+
 @pytest.mark.parametrize(
     ("family", "model_type"),
     [("llama", "llama"), ("smollm", "llama"), ("gemma", "gemma3_text"), ("bert", "bert")],
