@@ -4,10 +4,11 @@
         [--compare=pytorch [--part=step|x_encoder|predictor|y_encoder]] [--config.SECTION.FIELD=VALUE ...]
 
 On several hosts start the same command on each, as for training; the first writes what is found.
-Times are medians over N steps on batches of the longest length bucket. Parameters are drawn from the
-seed: `init` plays no part. `--trace` leaves a profile of some of the steps, every operation on every device,
-for TensorBoard's XProf or Perfetto. A part is its forward pass and, where anything in it trains, its backward
-pass; compiled alone, the parts need not add up to the step.
+Times are medians over N steps on batches of the longest length bucket, of a mixture those of the datasets
+with the most frames. Parameters are drawn from the seed: `init` plays no part. `--trace` leaves a profile of
+some of the steps, every operation on every device, for TensorBoard's XProf or Perfetto. A part is its forward
+pass and, where anything in it trains, its backward pass; compiled alone, the parts need not add up to the
+step.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
@@ -15,7 +16,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     restart_with_huge_pages()
 
-import dataclasses
 import importlib.util
 import itertools
 import json
@@ -152,9 +152,8 @@ def benchmark(
         loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
         check_batch(config.batch_size, mesh, config.micro_batches)
-    pieces = config.micro_batches
-    lengths = config.data.length_buckets[-1]
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, length_buckets=(lengths,)))
+    pieces, config = config.micro_batches, timing.longest(config)
+    (lengths,) = config.data.length_buckets
     with distributed.main_first():  # it may render the dataset, for the others to find
         batches, source = open_batches(config, synthetic_data)
     limit, limit_source = peak(jax.devices())
@@ -260,7 +259,7 @@ def _compare(config: Config, part: str, steps: int) -> dict:
         raise flags.UsageError("--compare=pytorch compares on one host")
     if jax.default_backend() != "cpu":
         raise flags.UsageError("--compare=pytorch compares on a CPU: set JAX_PLATFORMS=cpu")
-    found = comparison.compare(config, part, steps)
+    found = comparison.compare(timing.longest(config), part, steps)
     return {"config": config.name, "part": part, "steps": steps, "load_average": _load()} | found
 
 

@@ -1,5 +1,6 @@
 """A training step and its parts, each ready to be run and timed by itself."""
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -21,6 +22,16 @@ from jepa_jax.state import abstract_state, init_state
 from jepa_jax.step import Batch, compiler_options, jit_train_step, loss_of_embeddings
 
 MODEL_PARTS = ("x_encoder", "predictor", "y_encoder")
+
+
+def longest(config: Config) -> Config:
+    """The run whose batches are all of one shape, the largest of the given run's: texts of the last length
+    bucket and, of a mixture, clips of the datasets with the most frames."""
+    data = config.data
+    frames = max(dataset.frames for dataset in data.datasets)
+    mixture = tuple(dataset for dataset in data.mixture if (dataset.frames or data.frames) == frames)
+    changes = {"frames": frames, "mixture": mixture, "length_buckets": data.length_buckets[-1:]}
+    return dataclasses.replace(config, data=dataclasses.replace(data, **changes))
 
 
 def parts_of(config: Config) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The benchmark as a user runs it: in a process of its own, on the tiny model."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,7 +10,8 @@ import types
 
 import pytest
 
-from jepa_jax import benchmark, comparison, flags
+from jepa_jax import benchmark, comparison, flags, timing
+from jepa_jax.config import DatasetConfig
 from jepa_jax.data import pipeline, synthetic
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.tokenizer import load_tokenizers
@@ -89,6 +91,18 @@ def test_a_dataset_that_is_not_to_be_had_is_replaced_and_that_is_said():
     found, expected = next(batches), synthetic.batch(config, 0)
     assert found.keys() == expected.keys()
     assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_of_a_mixture_the_longest_clips_are_timed(tmp_path):
+    """Their steps alone have one shape: `data.frames` may be none of the mixture's."""
+    given = tuple(DatasetConfig(dataset="emoji_motion/tiny", frames=n) for n in (8, None, 16))
+    data = dataclasses.replace(tiny.data, data_dir=str(tmp_path), mixture=given)
+    config = timing.longest(dataclasses.replace(tiny, data=data))
+    assert (config.data.mixture, config.data.length_buckets) == ((given[2],), ((16, 16),))
+    for wanted in (True, False):
+        batches, _ = benchmark.open_batches(config, wanted)
+        assert {next(batches)["frames"].shape[:2] for _ in range(4)} == {(8, 16)}
+    assert timing.longest(tiny).data == dataclasses.replace(tiny.data, length_buckets=((16, 16),))
 
 
 def test_in_turns_with_pytorch(tmp_path):
