@@ -66,6 +66,8 @@ def open_topology(name: str, slices: int = 1) -> tuple[list, Chip]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise flags.UsageError("preflight needs the TPU's compiler: pip install 'jepa_jax[preflight]'")
+    if re.search(r"[:=_x]0+(x|_|$)", name):  # libtpu would end the process
+        raise flags.UsageError(f"--topology={name!r} has a side of 0 chips")
     options = {"num_slices": slices} if slices > 1 else {}
     if name.startswith("v4"):
         options["chip_config_name"] = "megacore"  # a device a chip, as on the machines, not one a core

@@ -281,6 +281,8 @@ def test_of_a_chip_with_two_devices_both_count():
     ("arguments", "sentence"),
     [
         (["--topology=v5p:5x7"], "no topology that libtpu knows"),
+        (["--topology=v5e:0x2"], "a side of 0 chips"),
+        (["--topology=v5p:2x2x00"], "a side of 0 chips"),
         (["--topology=abacus:2x2"], "no topology that libtpu knows"),
         (["--topology=v5e:2x2", "--bucket=7"], "--bucket=7: data.length_buckets has 2"),
         (["--topology=v5e:4x4"], "batch_size=8 is not a multiple of the 16 devices"),
