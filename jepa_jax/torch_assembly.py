@@ -27,11 +27,15 @@ def make_x_encoder(config: XEncoderConfig) -> transformers.VJEPA2Model:
     """
     if not config.tiled_rope or config.rope_theta != 10_000.0:
         raise ValueError("transformers' V-JEPA 2 has tiled rotary positions of base 10,000 only")
+    # It multiplies and rounds down: of 448 and 3,904 the quotient would make it 3,903.
+    ratio = config.mlp_width / config.width
+    if int(config.width * ratio) != config.mlp_width:
+        ratio = math.nextafter(ratio, math.inf)
     reference = transformers.VJEPA2Config(
         hidden_size=config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
-        mlp_ratio=config.mlp_width / config.width,
+        mlp_ratio=ratio,
         crop_size=config.image_size,
         patch_size=config.patch_size,
         tubelet_size=config.tubelet_size,
@@ -74,7 +78,11 @@ def make_predictor(config: LlamaConfig) -> transformers.LlamaModel:
 
 
 def make_y_encoder(config: YEncoderConfig | BertConfig) -> transformers.PreTrainedModel:
-    """Bidirectional Gemma 3, or BERT."""
+    """Bidirectional Gemma 3, or BERT.
+
+    Raises:
+      ValueError: `transformers` has no such encoder.
+    """
     if isinstance(config, BertConfig):
         reference = transformers.BertConfig(
             vocab_size=config.vocab_size,
@@ -88,6 +96,10 @@ def make_y_encoder(config: YEncoderConfig | BertConfig) -> transformers.PreTrain
             **_ATTENTION,
         )
         return transformers.BertModel(reference, add_pooling_layer=False)
+    if config.query_scalar != int(config.query_scalar):
+        raise ValueError(
+            f"transformers' Gemma 3 has whole numbers for query_scalar, not {config.query_scalar}"
+        )
     kinds = ["sliding_attention", "full_attention"]
     reference = transformers.Gemma3TextConfig(
         vocab_size=config.vocab_size,
@@ -132,6 +144,7 @@ class Assembly(torch.nn.Module):
     Args:
       x_encoder, predictor, y_encoder: `VJEPA2Model`, `LlamaModel`, and `Gemma3TextModel` or `BertModel`.
       embedding_size: E. dense_widths: outputs of the Y-Encoder's Dense heads.
+      first_token: whether its pool is the first token's state, not the mean.
       temperature: tau at the start.
     """
 
@@ -143,11 +156,13 @@ class Assembly(torch.nn.Module):
         *,
         embedding_size: int,
         dense_widths: tuple[int, ...] = (),
+        first_token: bool = False,
         y_projection: bool = True,
         temperature: float = 0.07,
     ):
         super().__init__()
         self.x_encoder, self.predictor, self.y_encoder = x_encoder, predictor, y_encoder
+        self.first_token = first_token
         width = predictor.config.hidden_size
         self.visual_projection = torch.nn.Linear(x_encoder.config.hidden_size, width)
         self.output_projection = torch.nn.Linear(width, embedding_size)
@@ -182,6 +197,7 @@ class Assembly(torch.nn.Module):
             make_y_encoder(model.y_encoder),
             embedding_size=model.embedding_size,
             dense_widths=getattr(model.y_encoder, "dense_widths", ()),
+            first_token=getattr(model.y_encoder, "pool", "mean") == "first",
             y_projection=model.y_projection,
             temperature=config.loss.temperature,
         )
@@ -214,7 +230,7 @@ class Assembly(torch.nn.Module):
         """Target embeddings before normalisation: [B, L], [B, L] -> [B, E]."""
         with _graph_if_trained(self.y_encoder):
             states = self.y_encoder(tokens, attention_mask=mask).last_hidden_state
-            pooled = self.dense(_masked_mean(states, mask))
+            pooled = self.dense(states[:, 0] if self.first_token else _masked_mean(states, mask))
         return self.text_projection(pooled)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -11,26 +11,28 @@ torch = pytest.importorskip("torch", reason="the reference is PyTorch's, of the 
 
 from jepa_jax import config as c
 from jepa_jax.step import loss_fn, train_step
-from jepa_jax.torch_assembly import Assembly, Step, to_torch
+from jepa_jax.torch_assembly import Assembly, Step, make_x_encoder, make_y_encoder, to_torch
 from tests import tiny
 from tests.models import reference
 from tests.weights_conversion import folders
 from weights_conversion import bert
 
 E = 23
-ASSEMBLIES = {"gemma": folders.gemma, "bert": folders.bert}
+ASSEMBLIES = {"gemma": folders.gemma, "bert": folders.bert, "bert, first token": folders.bert}
 
 
 def assembly(kind: str) -> tuple[c.Config, Assembly]:
     """Our configuration, and the references put together with random weights."""
-    text = tiny.y_encoder(width=54, dense_widths=()) if kind == "gemma" else tiny.bert()
+    pool = "first" if "first" in kind else "mean"
+    text = tiny.y_encoder(width=54, dense_widths=()) if kind == "gemma" else tiny.bert(pool=pool)
     model = tiny.model(y_encoder=text, predictor=tiny.llama(layers=2))
     config = tiny.run_config(
         model=model,
         optim=c.OptimConfig(factors=c.LearningRateFactors(x_encoder=1.0, token_embedding=1.0, y_encoder=1.0)),
     )
     torch.manual_seed(0)
-    return config, Assembly(folders.vjepa2(), folders.llama(2).model, ASSEMBLIES[kind](), embedding_size=E)
+    parts = folders.vjepa2(), folders.llama(2).model, ASSEMBLIES[kind]()
+    return config, Assembly(*parts, embedding_size=E, first_token=pool == "first")
 
 
 def by_our_names(assembly: Assembly, of) -> dict[tuple[str, ...], np.ndarray]:
@@ -95,7 +97,7 @@ def test_loss_and_every_gradient_are_the_assembly_s(kind):
         if not np.any(gradients[name]):
             assert np.abs(grad).max() < 1e-7, name
             continue
-        if kind == "bert" and (name[0], *name[-2:]) == ("y_encoder", "key", "bias"):
+        if kind != "gemma" and (name[0], *name[-2:]) == ("y_encoder", "key", "bias"):
             # Without rotary positions it adds the same to all of a query's logits: no gradient at all.
             size = np.abs(gradients[(*name[:-2], "query", "bias")]).max()
             assert max(np.abs(grad).max(), np.abs(gradients[name]).max()) < 1e-5 * size
@@ -136,10 +138,24 @@ def test_the_assembly_is_built_from_our_configuration(kind):
     built = Assembly.from_config(config)
     assert reference.from_vjepa2(built.x_encoder.config) == config.model.x_encoder
     assert reference.from_llama(built.predictor.config) == config.model.predictor
-    text = bert.config_from if kind == "bert" else reference.from_gemma
-    assert text(built.y_encoder.config) == config.model.y_encoder
+    assert built.first_token == ("first" in kind)
+    pool = {} if kind == "gemma" else {"pool": config.model.y_encoder.pool}
+    text = reference.from_gemma if kind == "gemma" else bert.config_from
+    assert text(built.y_encoder.config, **pool) == config.model.y_encoder
     for part in (built.x_encoder, built.predictor, built.y_encoder):
         assert part.config._attn_implementation == "sdpa"
+
+
+def test_the_assembly_has_every_width_of_an_mlp():
+    """The reference has it from a ratio, rounded down: of 112 and 976 it is 975 by the plain quotient."""
+    config = tiny.x_encoder(width=112, heads=2, mlp_width=976)
+    (up,) = {layer.mlp.fc1.out_features for layer in make_x_encoder(config).encoder.layer}
+    assert up == 976
+
+
+def test_a_scale_that_the_reference_would_round_is_refused():
+    with pytest.raises(ValueError, match=r"query_scalar, not 0\.5"):
+        make_y_encoder(tiny.y_encoder(query_scalar=0.5))
 
 
 def test_what_a_configuration_freezes_the_assembly_freezes():
