@@ -341,3 +341,33 @@ def test_another_tiling_in_place_moves_nothing():
     assert Program(RETILED).cost().memory_bytes == 2 * whole / 8 + index
     copied = RETILED.replace("output_to_operand_aliasing={{}: (0, {})}, ", "")
     assert Program(copied).cost().memory_bytes == 2 * whole + index
+
+
+_SPLASH = """HloModule splash
+
+ENTRY %main (q: bf16[2,4,1024,64]) -> bf16[2,4,1024,64] {
+  %q = bf16[2,4,1024,64]{3,2,1,0} parameter(0)
+  %mask = s8[1,2,2]{2,1,0} broadcast()
+  ROOT %splash_mha_NAME.1 = RESULT custom-call(%mask, %q, %q, %q, %q), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "products"),
+    [
+        ("fwd_residuals", "(f32[2,512,64], bf16[2,4,1024,64], f32[2,4,1024,128])", 2),
+        ("dq_no_residuals", "(f32[2,512,64], bf16[2,4,1024,64])", 3),
+        ("dkv_no_residuals", "(f32[2,512,64], f32[2,512,64], bf16[2,4,1024,64], bf16[2,4,1024,64])", 4),
+        # As libtpu has it: nothing else tells that this one gives the queries' gradient too.
+        (
+            "dkv_no_residuals",
+            "(f32[2,512,64], f32[2,512,64], bf16[2,2,4,1024,64], bf16[2,4,1024,64], bf16[2,4,1024,64])",
+            5,
+        ),
+    ],
+)
+def test_the_products_of_attention_s_kernels(name, result, products):
+    """Each of [1024, 64] by [64, 1024], of two clips and four heads."""
+    found = Program(_SPLASH.replace("NAME", name).replace("RESULT", result)).cost()
+    assert found.flops == products * 2 * (2 * 4) * 1024 * 1024 * 64

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -15,6 +16,7 @@ from jepa_jax import flags, preflight
 from jepa_jax.chips import CHIPS
 from jepa_jax.flops import model_flops
 from jepa_jax.hlo import Cost, Program
+from jepa_jax.models.attention_tpu import splash_attention
 from jepa_jax.step import SCOPES
 from tests.tiny_config import config as tiny
 from tests.train_test import CONFIG, ROOT
@@ -275,6 +277,20 @@ def test_of_a_chip_with_two_devices_both_count():
     assert found["bound_seconds"]["network"] == 2 * cost.network_bytes / chip.link_bandwidth
     worst = max(found["bound_seconds"].values())
     assert found["samples_per_second_per_chip"] == pytest.approx(tiny.batch_size / 4 / worst)
+
+
+def test_attention_s_gradient_on_a_tpu_is_seven_products():
+    """By the real compiler: two forward, five backward in one kernel."""
+    devices, _ = preflight.open_topology("v5e:1x1")
+    place = jax.sharding.SingleDeviceSharding(devices[0])
+    x = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16, sharding=place)
+
+    def total(q, k, v):
+        return splash_attention(q, k, v, None, window=None, causal=False, scale=0.1).astype(jnp.float32).sum()
+
+    with jax.default_matmul_precision("default"):  # of bfloat16 the kernel knows no other
+        _, text = preflight.compile_to_text(jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, x, x))
+    assert Program(text).cost().flops == 7 * 2 * (2 * 4) * 256 * 256 * 64
 
 
 @pytest.mark.parametrize(
