@@ -96,6 +96,15 @@ def test_fields_that_depend_on_each_other_change_together():
         ("optim.schedule", "linear", "optim.schedule='linear': input should be 'constant' or 'cosine'"),
         ("model.compute_dtype", "float16", "input should be 'float32' or 'bfloat16'"),
         ("optim.learning_rate", "nan", "optim.learning_rate="),
+        # In float32 these are 0, 1 and infinite: no update at all, or one that is no number.
+        (
+            "optim.learning_rate",
+            "1e-50",
+            "optim.learning_rate=1e-50: input should be greater than or equal to",
+        ),
+        ("optim.eps", "1e-40", "optim.eps=1e-40: input should be greater than or equal to"),
+        ("optim.b2", "0.99999999", "optim.b2=0.99999999: input should be less than or equal to 0.999999"),
+        ("optim.weight_decay", "1e300", "optim.weight_decay=1e+300: input should be less than or equal to"),
         ("model.x_encoder.heads", "7", "x_encoder.width=256 is not a multiple of x_encoder.heads=7"),
         ("model.x_encoder.image_size", "33", "image_size=33 is not a multiple of x_encoder.patch_size=16"),
         ("model.predictor.kv_heads", "3", "a Llama's heads=4 is not a multiple of its kv_heads=3"),
