@@ -253,8 +253,8 @@ class Tokenizer:
         # So many are a bank, of which few were encoded before: one by one they take half as long again.
         ids, mask = np.empty((len(texts), length), np.int32), np.empty((len(texts), length), bool)
         many = self._encode_many(texts, truncation=True, max_length=length)
-        for place, (text, found) in enumerate(zip(texts, itertools.chain.from_iterable(many), strict=True)):
-            ids[place], mask[place] = self._fitted(text, found, length)
+        for row, (text, found) in enumerate(zip(texts, itertools.chain.from_iterable(many), strict=True)):
+            ids[row], mask[row] = self._fitted(text, found, length)
         return ids, mask
 
 
