@@ -25,9 +25,10 @@ from jepa_jax.places import Lines, is_local
 logger = logging.getLogger(__name__)
 
 
-def _read_lines(path: epath.Path) -> Iterator[tuple[bytes, dict]]:
-    """What `read_metrics` gives, with each line itself, one at a time: as objects those of a long run take
-    ten times the file."""
+def read_lines(path: epath.Path) -> Iterator[tuple[bytes, dict]]:
+    """The whole lines of a metrics.jsonl, each with its values, one at a time: as objects those of a long run
+    take ten times the file. A last line cut short by a kill is left out, and so are damaged ones, which is
+    logged."""
     damaged = 0
     with path.open("rb") if path.exists() else contextlib.nullcontext(()) as lines:
         for line in lines:
@@ -42,12 +43,6 @@ def _read_lines(path: epath.Path) -> Iterator[tuple[bytes, dict]]:
                 yield line, row
     if damaged:
         logger.warning("%s: %d damaged lines are left out", path, damaged)
-
-
-def read_metrics(path: epath.Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl; a last line cut short by a kill is left out, and so are damaged
-    ones, which is logged."""
-    return [row for _, row in _read_lines(path)]
 
 
 class NotFiniteError(RuntimeError):
@@ -70,7 +65,7 @@ class RunLog:
         if not write:
             return
         path = workdir / "metrics.jsonl"
-        self._lines = Lines(path, (line for line, row in _read_lines(path) if row["step"] <= start))
+        self._lines = Lines(path, (line for line, row in read_lines(path) if row["step"] <= start))
         self._events_in = workdir / "tensorboard"
         # TensorBoard's writer adds to its file: that of a bucket grows here and is copied.
         self._spool = None if is_local(workdir) else tempfile.TemporaryDirectory()
@@ -178,7 +173,7 @@ def plot_loss(workdir: epath.Path) -> None:
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     drawn: dict[str, array] = {}
-    for _, row in _read_lines(workdir / "metrics.jsonl"):
+    for _, row in read_lines(workdir / "metrics.jsonl"):
         if "loss" in row:
             names = drawn or [x for x in ("step", "loss", "accuracy", *_TERMS) if x in row]
             for name in names:

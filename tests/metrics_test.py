@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jepa_jax import flags, metrics
 from jepa_jax.evaluate import format_table
-from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_metrics
+from jepa_jax.metrics import NotFiniteError, RunLog, plot_loss, read_lines
 from tests import tiny
 
 
@@ -35,13 +35,13 @@ def test_lines_after_the_checkpoint_are_written_again_once(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # cut short by a kill
     run(tmp_path, 2, [2.5, 2.0], log_every=1)
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = [row for _, row in read_lines(tmp_path / "metrics.jsonl")]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 5.0), (2, 4.0), (3, 2.5), (4, 2.0)]
 
 
 def test_every_nth_step_and_the_last_are_logged(tmp_path):
     run(tmp_path, 0, [1.0] * 7, log_every=3, steps=7)
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6, 7]
+    assert [row["step"] for _, row in read_lines(tmp_path / "metrics.jsonl")] == [3, 6, 7]
 
 
 @pytest.mark.parametrize(("name", "value"), [("loss", math.nan), ("loss", math.inf), ("grad_norm", math.nan)])
@@ -115,13 +115,13 @@ def test_a_progress_bar_that_cannot_be_written_ends_no_training(tmp_path, monkey
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr("sys.stderr", full)
         assert flags.run(main, []) == 0
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+    assert len(list(read_lines(tmp_path / "metrics.jsonl"))) == 2
 
 
 def test_damaged_lines_are_left_out(tmp_path, caplog):
     path = epath.Path(tmp_path / "metrics.jsonl")
     path.write_bytes(b'{"step": 1}\n{"st\xffp": 2}\n[]\n{"loss": 1}\n{"step": 3}\n{"step"')
-    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    assert [row["step"] for _, row in read_lines(path)] == [1, 3]
     assert "3 damaged lines are left out" in caplog.text
 
 
