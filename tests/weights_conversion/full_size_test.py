@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="the references are PyTorch's, of th
 
 import transformers
 from flax import nnx
+from transformers.initialization import no_init_weights
 
 from jepa_jax import config as c
 from jepa_jax import parts
@@ -69,7 +70,9 @@ def test_vit_l(shape):
     grid = (shape[0] // 2, shape[1] // 16, shape[2] // 16)
     side = max(grid[1:])
     options = {"pred_num_hidden_layers": 1, "attn_implementation": "sdpa"}
-    theirs = reference.randomise(transformers.VJEPA2Model(reference.to_vjepa2(config, **options)).eval())
+    with no_init_weights():  # a quarter of the test's time, for values that `randomise` replaces
+        theirs = transformers.VJEPA2Model(reference.to_vjepa2(config, **options))
+    theirs = reference.randomise(theirs)
     for layer in theirs.encoder.layer:
         layer.attention.grid_size = side
     places = np.arange(grid[0] * side * side).reshape(grid[0], side, side)[:, : grid[1], : grid[2]]
