@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jepa_jax import parts
 from jepa_jax.checkpoint import saved_identity
-from jepa_jax.config import Config
+from jepa_jax.config import Config, InitConfig
 from jepa_jax.flags import flatten
 from jepa_jax.inference import compare_tokenizers, find_run, restore_run, run_config, saved_steps
 from jepa_jax.places import place
@@ -112,6 +112,8 @@ def open_initial(config: Config, mesh: jax.sharding.Mesh) -> Initial:
     """
     opened: dict[str, parts.Part] = {}
     init, model = config.init, config.model
+    if init == InitConfig():
+        return Initial(config, opened)  # nothing to compare: the shapes need not be traced
     params = parts.flatten(to_items(abstract_state(config, mesh)[1])["params"])
     for field in _PARTS:
         directory = getattr(init, field)
