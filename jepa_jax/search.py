@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 _DRAWN = 64
 
 
-def open_index(folder: pathlib.Path, manifest: Manifest, rows: int, kind: indexing.Kind | None):
+def open_index(folder: pathlib.Path, manifest: Manifest, rows: Rows, kind: indexing.Kind | None):
     """The FAISS index of a folder of embeddings; see `indexing.opened`."""
     return indexing.opened(
         folder,
         lambda: table.embeddings_of(folder, manifest),
-        rows,
+        len(rows),
         manifest.size,
-        kind or indexing.kind_for(rows, manifest.size),
-        dataclasses.asdict(manifest),
+        kind or indexing.kind_for(len(rows), manifest.size),
+        {**dataclasses.asdict(manifest), "embeddings": rows.checksum},
     )
 
 
@@ -122,7 +122,7 @@ def main(arguments: list[str]) -> int:
     model = inference.load(values.checkpoint)
     if not isinstance(model, Model) or checksum(model) != manifest.model:
         raise flags.UsageError(f"{values.checkpoint} is not the model that embedded {folder}")
-    index = open_index(folder, manifest, len(rows), values.kind)
+    index = open_index(folder, manifest, rows, values.kind)
     if model.cuts(values.text):
         logger.warning(
             "the text is longer than the model takes (data.length_buckets of its run): its end is cut off"

@@ -219,6 +219,23 @@ def test_a_text_finds_the_clips_it_describes(commands, tmp_path, kind):
         assert min(picture.size) > 300
 
 
+def test_a_part_that_is_made_again_of_other_media_is_searched(commands, tmp_path, monkeypatch):
+    """As many rows, and nothing in the manifest says that they changed."""
+    commands(*embedding(tmp_path))
+    asked = (search.main, "red", f"--index={tmp_path}", f"--out={tmp_path / 'search.png'}", "--top=1")
+    assert "clip 0 " not in commands(*asked)[1].out
+
+    class Replaced(Colours):
+        def __getitem__(self, index):
+            frames = np.broadcast_to(np.uint8(COLOURS["red"]), (FRAMES, SIZE, SIZE, 3))
+            return Item("clip 1", frames, {}) if index == 1 else super().__getitem__(index)
+
+    monkeypatch.setattr(embed, "DatasetCollection", Replaced)
+    table.part_path(tmp_path, 0).unlink()
+    commands(*embedding(tmp_path))
+    assert "  clip 1\n" in commands(*asked)[1].out
+
+
 def test_a_text_longer_than_the_model_takes_is_told(commands, tmp_path, caplog):
     commands(*embedding(tmp_path / "index"))
     more = [f"--index={tmp_path / 'index'}", f"--out={tmp_path / 'search.png'}"]

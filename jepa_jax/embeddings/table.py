@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 _MANIFEST = "embeddings.json"
 _LEFT_OUT = b"left_out"
 _OF = b"manifest"
+_SUM = b"checksum"
 
 
 @pydantic.dataclasses.dataclass(**OPTIONS)
@@ -142,7 +144,8 @@ def write_part(
         "metadata": pa.array(metadata, pa.string()),
     }
     lacking = json.dumps([dataclasses.asdict(item) for item in left_out])
-    table = pa.table(columns).replace_schema_metadata({_OF: _digest(manifest), _LEFT_OUT: lacking})
+    known = {_OF: _digest(manifest), _LEFT_OUT: lacking, _SUM: f"{zlib.crc32(flat.to_numpy()):08x}"}
+    table = pa.table(columns).replace_schema_metadata(known)
     path = part_path(folder, part)
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_page_checksum=True)
@@ -191,12 +194,20 @@ class Row:
 
 
 class Rows:
-    """The embeddings' rows by their place among all parts, read when they are asked for."""
+    """The embeddings' rows by their place among all parts, read when they are asked for.
+
+    Attributes:
+      checksum: of all embeddings. A part that was deleted and made again may have others, and as many: of
+        media that were replaced nothing in the manifest tells.
+    """
 
     def __init__(self, folder: pathlib.Path, manifest: Manifest):
         self._folder = folder
-        counts = [pq.read_metadata(part_path(folder, p)).num_rows for p in range(manifest.parts)]
-        self._ends = np.cumsum(counts)
+        footers = [pq.read_metadata(part_path(folder, part)) for part in range(manifest.parts)]
+        self._ends = np.cumsum([footer.num_rows for footer in footers])
+        # Parts were written without one at first.
+        sums = b"".join((footer.metadata or {}).get(_SUM, b"") for footer in footers)
+        self.checksum = f"{zlib.crc32(sums):08x}"
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
