@@ -10,7 +10,7 @@ from jepa_jax.flags import UsageError
 # So many scores are in memory at a time.
 _SCORES_AT_ONCE = 2**24
 # Cosines of float32 vectors that differ by no more may be of equal vectors.
-_TIE = 1e-6
+TIE = 1e-6
 
 
 def _blocks(rows: int, columns: int) -> list[slice]:
@@ -37,7 +37,7 @@ def ranks_of_scores(scores: np.ndarray, is_match: np.ndarray) -> np.ndarray:
       UsageError: a score is not a number; compared with, it would come first.
     """
     best = np.where(is_match, checked_numbers(scores), -np.inf).max(axis=1, keepdims=True)
-    return 1 + ((scores >= best - _TIE) & ~is_match).sum(axis=1)
+    return 1 + ((scores >= best - TIE) & ~is_match).sum(axis=1)
 
 
 class OneMatch:

@@ -10,6 +10,7 @@ import numpy as np
 from jepa_jax.evaluation.annotations import read_json
 from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
 from jepa_jax.evaluation.classification import class_embeddings
+from jepa_jax.evaluation.retrieval import TIE
 from jepa_jax.flags import UsageError
 
 
@@ -41,7 +42,7 @@ def spread_metrics(
         return metrics
     scores = answers @ classes.T
     chosen = scores.argmax(axis=-1)
-    is_one = (scores == scores.max(axis=-1, keepdims=True)).sum(axis=-1) == 1
+    is_one = (scores >= scores.max(axis=-1, keepdims=True) - TIE).sum(axis=-1) == 1
     accuracy = (is_one & (chosen == labels)).mean(axis=1)
     chance = 1 / len(classes)
     values = {

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from jepa_jax.evaluation import benchmark
+from jepa_jax.evaluation.benchmark import Item
 from jepa_jax.evaluation.benchmarks import hard_negatives
 from jepa_jax.evaluation.benchmarks.tallyqa import NUMBERS
 from jepa_jax.evaluation.vqa import yes_no_metrics
@@ -199,6 +200,18 @@ def test_world_prediction_joins_the_states_and_takes_the_nearest_action(tmp_path
     assert outcome.metrics == {"accuracy": {"value": 0.5, "chance": 0.25, "n": 2}}
     assert outcome.missing == {"w3": "its answer, 4, is none of 2 candidates"}
     assert [10, 10, 10, 50, 50, 50] in [clip.tolist() for clip in model.clips]
+
+
+def test_a_candidate_as_near_as_the_right_one_counts_wherever_it_stands():
+    """In a product of matrices of the paper's width, cosines of equal vectors differ by their row."""
+    one = np.random.default_rng(0).normal(size=1536).astype(np.float32)
+    one /= np.linalg.norm(one)
+    score = read("world_prediction_wm", "world").score
+    for count in range(2, 12):
+        for answer in range(count):
+            candidates = [Item(name=f"candidate {i}", answer=None) for i in range(count)]
+            items = [Item(name="states", answer=answer), *candidates]
+            assert score(items, np.tile(one, (len(items), 1)), None)["accuracy"]["value"] == 0
 
 
 def test_a_sample_with_a_clip_missing_is_left_out_whole(tmp_path):

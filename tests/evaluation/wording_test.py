@@ -45,6 +45,17 @@ def test_one_embedding_for_everything_has_no_nearest_class():
     assert [metrics[name]["value"] for name in ("same_top_1", "worst_wording", "best_wording")] == [0] * 3
 
 
+def test_equal_embeddings_have_no_nearest_wherever_they_stand():
+    """In a product of matrices of the paper's width, cosines of equal vectors differ by their column."""
+    one = np.random.default_rng(0).normal(size=1536).astype(np.float32)
+    one /= np.linalg.norm(one)
+    for classes in range(2, 12):
+        same = np.tile(one, (classes, 1))
+        for label in range(classes):
+            metrics = spread_metrics(np.tile(one, (2, 5, 1)), same, np.full(5, label))
+            assert metrics["same_top_1"]["value"] == metrics["best_wording"]["value"] == 0
+
+
 def test_a_benchmark_is_asked_in_every_wording(tmp_path):
     found = reworded(read("coin_tr", "coin"), ["What is this?", "Which task is it?", "Name the task."])
     assert [item.query for item in found.items[:3]] == [
