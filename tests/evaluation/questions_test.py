@@ -204,13 +204,13 @@ def test_world_prediction_joins_the_states_and_takes_the_nearest_action(tmp_path
 
 def test_a_candidate_as_near_as_the_right_one_counts_wherever_it_stands():
     """In a product of matrices of the paper's width, cosines of equal vectors differ by their row."""
-    one = np.random.default_rng(0).normal(size=1536).astype(np.float32)
-    one /= np.linalg.norm(one)
+    vectors = np.random.default_rng(0).normal(size=(10, 1536)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     score = read("world_prediction_wm", "world").score
-    for count in range(2, 12):
-        for answer in range(count):
-            candidates = [Item(name=f"candidate {i}", answer=None) for i in range(count)]
-            items = [Item(name="states", answer=answer), *candidates]
+    for count in (3, 7, 11):
+        candidates = [Item(name=f"candidate {i}", answer=None) for i in range(count)]
+        items = [item for n in range(count) for item in (Item(name=f"states {n}", answer=n), *candidates)]
+        for one in vectors:
             assert score(items, np.tile(one, (len(items), 1)), None)["accuracy"]["value"] == 0
 
 
