@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 
 import av
@@ -68,9 +69,30 @@ def shown(source: str) -> str:
     return address + mark + re.sub(r"([^&;=]+=)?[^&;]+", lambda found: f"{found[1] or ''}***", query)
 
 
+class _Waits:
+    """The items of an iterable, and how many seconds the last one took to come."""
+
+    def __init__(self, items: Iterable):
+        self._items = iter(items)
+        self.seconds = 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        begin = time.monotonic()
+        item = next(self._items)
+        self.seconds = time.monotonic() - begin
+        return item
+
+
+def _nothing_came() -> str:
+    return f"nothing came for {max(_PATIENCE):g} s"
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, av.ExitError):  # how PyAV's timeout comes out
-        return f"nothing came for {max(_PATIENCE):g} s"
+        return _nothing_came()
     return getattr(error, "strerror", None) or first_line(error)
 
 
@@ -121,8 +143,11 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         declared = declared if own is None else min(own, declared)
         aspect = stream.sample_aspect_ratio or 1
         clock, seconds, came = _Clock(period), None, 0.0
+        packets, silent = _Waits(container.demux()), 0.0
         try:
-            for packet in container.demux():
+            for packet in packets:
+                if not packet.size:  # the end
+                    silent = max(silent, packets.seconds)
                 is_video = packet.stream.index == stream.index
                 if packet.pts is not None and (is_video or own is None):
                     stop = packet.pts + (packet.duration or 0)
@@ -143,6 +168,9 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
             raise SourceStoppedError(f"{name} stopped after {seconds:.1f} s: {_reason(error)}") from error
         if seconds is None:
             raise NoVideoError(f"{name} holds no frames")
+        # FFmpeg makes a plain end of its timeout where a live playlist gets no more pieces.
+        if "://" in source and silent >= max(_PATIENCE):
+            raise SourceStoppedError(f"{name} stopped after {seconds:.1f} s: {_nothing_came()}")
         # A file that is cut off and a connection that is lost often look like a plain end.
         if came + 1 < 0.95 * declared:
             raise SourceStoppedError(

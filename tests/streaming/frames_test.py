@@ -228,6 +228,23 @@ def test_frames_that_are_too_large_are_refused(folder):
         next(open_video(str(folder / "plain.mp4"), max_pixels=48 * 64 - 1))
 
 
+def test_a_live_playlist_that_gets_no_more_pieces_is_said(tmp_path, monkeypatch):
+    """Without #EXT-X-ENDLIST it says that more will come; FFmpeg ends as if it had been all."""
+    monkeypatch.setattr("jepa_jax.streaming.frames._PATIENCE", (1.0, 1.0))
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:2"]
+    for name in ("first.ts", "second.ts"):
+        videos.write(tmp_path / name, videos.frames_of(("red", 10)), RATE)
+        lines += ["#EXTINF:2.0,", name]
+    with videos.served(tmp_path) as url:
+        (tmp_path / "live.m3u8").write_text("\n".join(lines) + "\n")
+        found = []
+        with pytest.raises(SourceStoppedError, match=r"live.m3u8 stopped after .* s: nothing came for 1 s"):
+            found.extend(open_video(f"{url}/live.m3u8"))
+        assert len(found) > 15
+        (tmp_path / "whole.m3u8").write_text("\n".join([*lines, "#EXT-X-ENDLIST"]) + "\n")
+        assert len(list(open_video(f"{url}/whole.m3u8"))) == len(found)
+
+
 def test_a_playlist_from_elsewhere_opens_no_local_file(folder):
     """The list itself is good: with the server's own address it plays."""
     with videos.served(folder) as url:
