@@ -12,6 +12,8 @@ from weights_conversion.files import inside, read_json
 logger = logging.getLogger(__name__)
 # The Dense head that `export` writes for the projection of a run to its shared space.
 PROJECTION = "projection"
+# What sentence-transformers calls the vector of a text, from pooling on.
+_EMBEDDING = "sentence_embedding"
 # No text is so long.
 _NO_BOUND = 10**9
 # Options of the tokenizer's call that leave the tokens of a text as they are.
@@ -57,7 +59,7 @@ def read_modules(path: pathlib.Path) -> SentenceModules:
             case "Dense":
                 found.dense.append(place)  # `check_dense` is for those that are taken
             case "Normalize":
-                pass  # embeddings are L2-normalised in any case
+                _check_normalize(place)  # embeddings are L2-normalised in any case
             case _:
                 raise UsageError(f"{path / 'modules.json'} has a module {kind!r} that is not built")
     if model is None:
@@ -131,6 +133,15 @@ def _pool(config: Mapping, place: pathlib.Path) -> str:
     return known[found[0]]
 
 
+def _check_normalize(place: pathlib.Path) -> None:
+    """Raise UsageError where the normalisation in a folder, which need not be there, is of the states of
+    single tokens: their mean is another then."""
+    file = place / "config.json"
+    of = read_json(file).get("module_input_name", _EMBEDDING) if file.is_file() else _EMBEDDING
+    if of != _EMBEDDING:
+        raise UsageError(f"{file}: a normalisation with module_input_name={of!r} is not built")
+
+
 def check_dense(place: pathlib.Path) -> None:
     """Raise UsageError where the Dense head in a folder computes what is not built."""
     config = read_json(place / "config.json")
@@ -141,8 +152,11 @@ def check_dense(place: pathlib.Path) -> None:
             f"{place / 'config.json'}: a Dense head with bias={config.get('bias')} and {activation}; only "
             "plain ones are built"
         )
-    text = "sentence_embedding"
-    wanted = {"use_residual": (False, None), "module_input_name": (text,), "module_output_name": (text, None)}
+    wanted = {
+        "use_residual": (False, None),
+        "module_input_name": (_EMBEDDING,),
+        "module_output_name": (_EMBEDDING, None),
+    }
     for name, values in wanted.items():
         if name in config and config[name] not in values:
             raise UsageError(

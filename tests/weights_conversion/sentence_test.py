@@ -71,6 +71,20 @@ def test_a_text_is_cut_to_the_positions_of_the_model(own, tokenizer, positions, 
     assert read_modules(folder).max_length == length
 
 
+def test_a_normalisation_of_single_tokens_is_refused(write, tmp_path):
+    """Before the pool it gives another mean."""
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Normalize")]
+    folder = write(modules=[modules[0] | {"path": ""}, modules[1] | {"path": "1_Normalize"}])
+    assert read_modules(folder).folder == folder  # it seldom has a file
+    (tmp_path / "1_Normalize").mkdir()
+    file = tmp_path / "1_Normalize" / "config.json"
+    file.write_text(json.dumps({"module_input_name": "sentence_embedding"}))
+    assert read_modules(folder).folder == folder
+    file.write_text(json.dumps({"module_input_name": "token_embeddings"}))
+    with pytest.raises(UsageError, match="normalisation with module_input_name='token_embeddings' is not"):
+        read_modules(folder)
+
+
 @pytest.mark.parametrize("chosen", [None, "document", "gone"])
 def test_prompts_that_are_not_put_before_every_text_say_nothing(chosen, write, caplog):
     prompts = {"query": "query: ", "document": ""}
