@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 PROJECTION = "projection"
 # What sentence-transformers calls the vector of a text, from pooling on.
 _EMBEDDING = "sentence_embedding"
+_OPTIONS = "config_sentence_transformers.json"
 # No text is so long.
 _NO_BOUND = 10**9
 # Options of the tokenizer's call that leave the tokens of a text as they are.
@@ -65,8 +66,21 @@ def read_modules(path: pathlib.Path) -> SentenceModules:
     if model is None:
         raise UsageError(f"{path / 'modules.json'} names no Transformer")
     _check_texts(path, model)
+    _check_size(path)
     found.folder, found.max_length = model, _max_length(model)
     return found
+
+
+def _check_size(path: pathlib.Path) -> None:
+    """Warn where sentence-transformers keeps the first numbers of an embedding alone."""
+    options = path / _OPTIONS
+    size = read_json(options).get("truncate_dim") if options.is_file() else None
+    if size is not None:
+        logger.warning(
+            "%s: sentence-transformers keeps the first %s numbers of an embedding, and this conversion all",
+            options,
+            size,
+        )
 
 
 def _check_texts(path: pathlib.Path, model: pathlib.Path) -> None:
@@ -87,7 +101,7 @@ def _check_texts(path: pathlib.Path, model: pathlib.Path) -> None:
         for option, value in asked.items() if isinstance(asked, dict) else ():
             if option not in _HARMLESS and (option, value) != ("truncation", True):
                 raise UsageError(f"{model / name}: processing_kwargs has {option}={value!r}: not built")
-    options = path / "config_sentence_transformers.json"
+    options = path / _OPTIONS
     found = read_json(options) if options.is_file() else {}
     prompts, chosen = found.get("prompts"), found.get("default_prompt_name")
     prompt = prompts.get(chosen) if isinstance(prompts, dict) and isinstance(chosen, str) else None

@@ -85,6 +85,12 @@ def test_a_normalisation_of_single_tokens_is_refused(write, tmp_path):
         read_modules(folder)
 
 
+@pytest.mark.parametrize("size", [None, 16])
+def test_embeddings_that_sentence_transformers_cuts_are_told(size, write, caplog):
+    read_modules(write(config_sentence_transformers={"truncate_dim": size}))
+    assert ("keeps the first 16 numbers of an embedding" in caplog.text) == (size is not None)
+
+
 @pytest.mark.parametrize("chosen", [None, "document", "gone"])
 def test_prompts_that_are_not_put_before_every_text_say_nothing(chosen, write, caplog):
     prompts = {"query": "query: ", "document": ""}
