@@ -244,6 +244,14 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
         MediaFolder(tmp_path / "none")
 
 
+def test_plain_files_are_not_resolved(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "own.mp4").touch()
+    media = MediaFolder(tmp_path)
+    monkeypatch.setattr(type(tmp_path), "resolve", None)
+    assert media.find("own").name == "own.mp4"
+
+
 def test_the_papers_figures_are_of_metrics_that_exist(tmp_path):
     assert set(paper.FIGURES) <= set(BENCHMARKS)
     means = {"top_1": (52.5, 75.4), "text_to_video_recall_at_1": (63.7, 63.8)}
