@@ -54,15 +54,22 @@ def read_again(collection: Collection, row: Row) -> Item | LeftOut:
     return found
 
 
+def first_text(row: Row) -> str:
+    """The first of a video's texts, "" where it has none. A column of the collection's own may be called so
+    as well, and hold anything."""
+    said = row.metadata.get("texts")
+    first = next(iter(said), "") if isinstance(said, list) else said
+    return "" if first is None else str(first)
+
+
 def format_table(hits: list[tuple[float, Row]]) -> str:
     """Rank, cosine, name, metadata."""
     names = [printable(row.name) for _, row in hits]
     width = max(map(len, names))
     lines = []
     for rank, (name, (score, row)) in enumerate(zip(names, hits, strict=True), 1):
-        said = row.metadata.get("texts") or row.metadata or ""
-        first = said[0] if isinstance(said, list) else str(said)
-        lines.append(f"{rank:4}  {score:6.3f}  {name.ljust(width)}  {printable(first)}".rstrip())
+        said = first_text(row) or str(row.metadata or "")
+        lines.append(f"{rank:4}  {score:6.3f}  {name.ljust(width)}  {printable(said)}".rstrip())
     return "\n".join(lines)
 
 
@@ -77,9 +84,8 @@ def draw(path: pathlib.Path, text: str, hits: list[tuple[float, Row, np.ndarray]
     for rank, (panel, (score, row, frames)) in enumerate(zip(panels, hits, strict=False), 1):
         picked = frames[np.linspace(0, len(frames) - 1, min(shown, len(frames))).astype(int)]
         panel.imshow(film_strip(picked), interpolation="nearest")
-        said = row.metadata.get("texts")
-        caption = f": {said[0]}" if said else ""
-        title = printable(f"{rank}.  {score:.3f}  {row.name}{caption}")
+        said = first_text(row)
+        title = printable(f"{rank}.  {score:.3f}  {row.name}{': ' if said else ''}{said}")
         # Two dollars in a text are no formula.
         look = {"fontsize": 9, "loc": "left", "parse_math": False}
         panel.set_title(shortened(title, 72), **look)

@@ -272,6 +272,28 @@ def test_a_clip_that_is_no_longer_in_its_place_is_not_drawn(commands, tmp_path, 
     assert "clip 46 is not drawn: the collection is not what it was" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("texts", "shown"), [(5, "5"), ("it is red", "it is red"), ({"en": "red"}, "{'en': 'red'}"), ([], "")]
+)
+def test_a_column_of_the_collection_s_own_that_is_called_texts(commands, tmp_path, monkeypatch, texts, shown):
+    """As beside one called `caption`: which of the two the texts are, nobody can say."""
+    titles, clip = [], Colours.__getitem__
+
+    def own(self, index):
+        found = clip(self, index)
+        return found if isinstance(found, LeftOut) else Item(found.name, found.frames, {"texts": texts})
+
+    monkeypatch.setattr(Colours, "__getitem__", own)
+    monkeypatch.setattr(search, "shortened", lambda text, _: titles.append(text) or text)
+    commands(*embedding(tmp_path))
+    out = tmp_path / "search.png"
+    status, printed = commands(search.main, "red", f"--index={tmp_path}", "--top=1", f"--out={out}")
+    assert status == 0
+    assert out.exists()
+    assert printed.out.splitlines()[0].endswith(shown or "{'texts': []}")
+    assert titles[0].partition(": ")[2] == shown
+
+
 def test_where_the_videos_are_not_found_the_table_is_all(commands, tmp_path, monkeypatch, caplog):
     """As from another folder than a relative --path is of."""
     commands(*embedding(tmp_path / "of"))
