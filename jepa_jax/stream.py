@@ -189,8 +189,9 @@ def main(arguments: list[str]) -> int:
     out = values.out
     with flags.as_usage_errors(OSError):
         out.mkdir(parents=True, exist_ok=True)
+        events = EventLog(out / "events.jsonl")
     speak = Written(model) if bank is None else NearestText(model, bank)
-    watch = Watch(speak, EventLog(out / "events.jsonl"), Timeline(), Latency(values.batch))
+    watch = Watch(speak, events, Timeline(), Latency(values.batch))
     frames = watch.timeline.pass_on(open_video(values.video, device=values.device))
     settings = {"window": values.window, "step": values.step, "size": values.frames, "batch": values.batch}
     windows, renewal = look(model, frames, values.query, **settings)

@@ -110,6 +110,13 @@ def test_a_model_without_a_decoder_asks_for_a_bank(watch, folder, monkeypatch):
     assert "has no decoder to write texts: name a --bank of them" in printed.err
 
 
+def test_an_out_that_takes_no_events_is_one_sentence(watch, folder, tmp_path):
+    """As a folder of somebody else's, which may only be read."""
+    (tmp_path / "events.jsonl").mkdir()
+    arguments = ["--checkpoint=x", f"--video={folder / 'three.mp4'}", f"--out={tmp_path}"]
+    assert flags.run(stream.main, arguments) == 2
+
+
 def test_ctrl_c_ends_a_camera_and_keeps_what_was_found(watch, folder, monkeypatch):
     def camera(source, **_):
         yield from real(source)
