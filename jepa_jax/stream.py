@@ -82,6 +82,7 @@ def watch_online(windows: Iterator[Embedded], decoder: OnlineDecoder, watch: Wat
     end = 0.0
     try:
         for window in windows:
+            watch.events.start()
             end = window.end
             watch.latency.add(window.latency)
             decode = decoder(window)
@@ -100,6 +101,7 @@ def watch_offline(windows: Iterator[Embedded], segments: int, embedding: str, wa
     seen: list[Embedded] = []
     try:
         for window in windows:
+            watch.events.start()
             watch.latency.add(window.latency)
             last = seen[-1:] or [window]
             pair = np.stack([last[0].embedding, window.embedding])
@@ -202,13 +204,14 @@ def main(arguments: list[str]) -> int:
         else:
             watch_online(windows, OnlineDecoder(config, renewal), watch)
     except NoVideoError as error:
+        watch.events.close()
         raise flags.UsageError(str(error)) from error
     except SourceStoppedError as error:
         stopped = str(error)
     except KeyboardInterrupt:  # how watching a camera ends
         stopped, status = "stopped by Ctrl-C", 128 + signal.SIGINT
-    finally:
-        watch.events.close()
+    watch.events.start()  # what stopped before the first window has none
+    watch.events.close()
     summarise(values, watch, out)
     if stopped is not None:
         print(f"error: {stopped}; what was found until then is in {out}", file=sys.stderr)

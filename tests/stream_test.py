@@ -146,6 +146,16 @@ def test_what_cannot_be_watched_is_one_sentence(watch, folder, name, message):
     assert printed.err.count("\n") == 1
 
 
+def test_a_source_that_cannot_be_watched_costs_no_earlier_events(watch, folder):
+    check(watch(folder / "three.mp4")[1])
+    status, events, _ = watch(folder / "missing.mp4")
+    assert status == 2
+    check(events)
+    # What can be is in its place.
+    _, events, _ = watch(folder / "three.mp4", "--offline", "--segments=1")
+    assert len(events) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

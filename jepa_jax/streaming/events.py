@@ -32,15 +32,26 @@ class EventLog:
     """Decodes to events in a JSON Lines file, each written when it ends; nothing else is kept.
 
     Decodes that say the same, one after another, are one event, with the place and the score of the best.
+
+    What an earlier watching left in the file stays until `start`, or the first decode: a source whose name is
+    misspelt must not cost it.
     """
 
     def __init__(self, path: pathlib.Path):
-        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._started = False
         self._open: Event | None = None
         self.decodes = 0
 
+    def start(self) -> None:
+        """There is something to see: the file is of it from now on."""
+        if not self._started:
+            self._file.truncate(0)
+            self._started = True
+
     def add(self, decode: Decode, text: str, score: float) -> bool:
         """Whether this is a new event."""
+        self.start()
         self.decodes += 1
         now = self._open
         if now is not None and now.text == text:
