@@ -20,6 +20,7 @@ from jepa_jax.data.tokenizer import Tokenizer, identity_of, load_tokenizers
 from jepa_jax.decoder import Decoder, is_decoder, load_decoder, read_config
 from jepa_jax.evaluation.classification import class_embeddings, phrased
 from jepa_jax.evaluation.frames import loader
+from jepa_jax.evaluation.retrieval import nearest
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.part_models import checked_frames, checked_texts, in_batches, one_array, padded_length
 from jepa_jax.places import PlaceError, place
@@ -305,7 +306,7 @@ class Model:
         bank = checked_texts(bank, "bank of texts")
         if how:
             raise ValueError(f"{', '.join(how)}: settings of the decoder, which a bank of texts replaces")
-        return [bank[i] for i in np.argmax(embeddings @ self.embed_text(bank).T, axis=1)]
+        return [bank[i] for i in nearest(embeddings, self.embed_text(bank))]
 
     def _write(self, embeddings: np.ndarray) -> list[str]:
         """`decode` without a bank or settings."""

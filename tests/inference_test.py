@@ -1,6 +1,7 @@
 """A model for use: what it takes, what it refuses, and that batching changes nothing."""
 
 import dataclasses
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from jepa_jax.data.decode import read_frames
 from jepa_jax.data.records import Limits, Media
 from jepa_jax.data.tokenizer import identity_of
 from jepa_jax.evaluate import untrained_twin
+from jepa_jax.evaluation import retrieval
 from jepa_jax.flags import UsageError
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.part_models import padded_rows
@@ -255,6 +257,22 @@ def test_an_answer_is_the_nearest_candidate(model, frames):
     assert model.answer(frames, "what is it?", candidates) == expected
     assert model.answer(model.encode_video(frames), ["what is it?"] * CLIPS, candidates) == expected
     assert model.answer(frames, "what is it?", ["no"]) == ["no"] * CLIPS
+
+
+def test_the_scores_of_a_large_bank_are_not_all_in_memory(model, monkeypatch):
+    """Of 100,000 embeddings and as many texts they are 40 GB."""
+    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 2**16)
+    bank = [f"text {i}" for i in range(2000)]
+    vectors = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    monkeypatch.setattr(model, "embed_text", lambda _: vectors)
+    tracemalloc.start()
+    try:
+        assert model.decode(vectors[::-1], bank=bank) == bank[::-1]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2000**2 / 2
 
 
 def test_a_bank_gives_back_its_own_texts(model):

@@ -62,6 +62,12 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, is_match: np.ndarray | OneMa
     return np.concatenate([ranks_of_scores(queries[rows] @ gallery.T, is_match[rows]) for rows in blocks])
 
 
+def nearest(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Place of the nearest by cosine, the first of several: [Q, E] and [P, E] unit vectors -> [Q] int."""
+    blocks = _blocks(len(queries), len(gallery))
+    return np.concatenate([np.argmax(queries[rows] @ gallery.T, axis=1) for rows in blocks])
+
+
 def recall_metrics(rank: np.ndarray, gallery_size: int, prefix: str) -> dict[str, dict]:
     """R@1, 5, 10 and the median rank, each beside chance with one match in the gallery.
 
