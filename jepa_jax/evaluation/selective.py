@@ -45,8 +45,14 @@ def uniform_times(seconds: float, rate: float) -> np.ndarray:
 
 def nearest_in_time(times: Sequence[float], asked: Sequence[float]) -> np.ndarray:
     """Place in `times` (any order, not empty) nearest to each of `asked`; of two as near, the first."""
-    distance = np.abs(np.asarray(asked, float)[:, None] - np.asarray(times, float)[None])
-    return distance.argmin(axis=1)
+    asked = np.asarray(asked, float)
+    found, places = np.unique(np.asarray(times, float), return_index=True)
+    # Only the last one before and the first one after: all distances of a day's stream are tens of GB.
+    after = np.searchsorted(found, asked)
+    before, after = np.maximum(after - 1, 0), np.minimum(after, len(found) - 1)
+    gap = np.abs(asked - found[before]) - np.abs(asked - found[after])
+    first = np.minimum(places[before], places[after])
+    return np.select([gap < 0, gap > 0], [places[before], places[after]], first)
 
 
 def measure(videos: Iterable[Watched]) -> Point:

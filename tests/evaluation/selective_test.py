@@ -26,6 +26,17 @@ def test_the_nearest_decode_in_time():
     assert nearest_in_time([0, 4], [2]).tolist() == [0]
 
 
+def test_the_nearest_in_time_is_that_of_all_distances_without_making_them():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 40):
+        times, asked = rng.integers(0, 30, count) / 2, rng.integers(-4, 70, 50) / 4
+        expected = np.abs(asked[:, None] - times).argmin(axis=1)
+        assert nearest_in_time(times, asked).tolist() == expected.tolist()
+    assert nearest_in_time([1.0], []).tolist() == []
+    many = np.arange(200_000.0)  # their distances would take 320 GB
+    assert (nearest_in_time(many[::-1], many) == many[::-1]).all()
+
+
 def test_each_annotation_is_scored_against_its_nearest_decode():
     decodes = [TimedText(8, "she fries the onion"), TimedText(1, "she peels an onion")]
     videos = [
