@@ -300,13 +300,17 @@ class _Converter:
 
     def __init__(self, stream: VideoStream, fit: Fit):
         self._fit = fit
-        self._aspect = stream.sample_aspect_ratio or 1
+        self._stream = stream
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         if frame.is_corrupt:
             raise self._fit.error("media not decodable", "a sampled frame is damaged")
-        height, width = self._fit.scaled(frame.height, max(round(frame.width * self._aspect), 1))
+        # What the container says of a pixel's shape goes first. Many (MPEG-TS, AVI) say nothing: then the
+        # decoder knows it, but not before the first frame.
+        stream = self._stream
+        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1
+        height, width = self._fit.scaled(frame.height, max(round(frame.width * aspect), 1))
         # Planes of R, G and B are filtered in two thirds of the time of interleaved ones.
         planes = "gbrap" if _has_alpha(frame) else "gbrp"
         small = self._reformatter.reformat(

@@ -221,8 +221,14 @@ def test_frames_with_data_that_pyav_does_not_know_are_read_and_upright():
     assert clips.numbers(np.rot90(read(file.getvalue(), 2), axes=(1, 2))) == [7, 7]
 
 
-def test_pixels_are_square():
-    assert read_numbers(clips.clip(width=48, aspect=2), 5) == [5, 15, 26, 37, 47]
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    # Of all but the first the video itself says what shape a pixel has, not the container.
+    [("mp4", "libx264"), ("mpegts", "libx264"), ("mpegts", "libx265"), ("h264", "libx264"), ("avi", "mpeg4")],
+)
+def test_pixels_are_square(container, codec):
+    content = clips.clip(width=48, aspect=2, container=container, codec=codec)
+    assert read_numbers(content, 5) == [5, 15, 26, 37, 47]
 
 
 @pytest.mark.parametrize(("matrix", "red", "blue"), [(1, 0.2126, 0.0722), (5, 0.299, 0.114)])
