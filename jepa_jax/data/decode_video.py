@@ -7,7 +7,6 @@ for each, or less, and a fifth of decoding it all.
 """
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -21,17 +20,15 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from jepa_jax.data.boxes import claimed_frames, display_delays, is_cut
+from jepa_jax.data.boxes import claimed_frames, is_cut
 from jepa_jax.data.fit import Fit
 from jepa_jax.data.preprocess import centre
 from jepa_jax.data.timeline import sample_times
+from jepa_jax.data.video_index import Index, find_frames, has_fields
 
 # FFmpeg's readers that are let at data. Some of the others (playlists, lists of files) open further
 # files, or find "video" in any text.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,ivf,flv,asf,ogg,dv,mxf,nut,rm"
-# Their packets have times of decoding alone (AVI), or not all have times (MPEG program streams): after
-# a seek the guesses are others.
-WITHOUT_TIMES = ("avi", "mpeg")
 # Brands of photographs in ISO boxes (HEIC). FFmpeg's reader has each tile of one as a video.
 _IMAGES = ("heic", "heix", "heim", "heis", "mif1")
 # The filter nearest to `preprocess`' (as wide as the scale asks, so antialiased), and rounding, not
@@ -45,25 +42,6 @@ _SKIPPING = ("h264", "hevc")
 _REORDER = 16
 # So few frames are decoded rather than sought past: a new start costs about as much.
 _WORTH_A_SEEK = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class _Index:
-    """The frames there are, as the container has them.
-
-    Attributes:
-      times: [N] when each is first shown, in display order.
-      stop: when the last one is no longer shown.
-      unit: of these, in seconds.
-      keys: [M] times of the frames at which decoding can begin; none if frames have no times of their own.
-      seeks: [M] the timestamps that find them.
-    """
-
-    times: np.ndarray
-    stop: int
-    unit: float
-    keys: np.ndarray
-    seeks: np.ndarray
 
 
 def read_video(
@@ -86,7 +64,7 @@ def read_video(
       Exception: nearly any, from FFmpeg, if it is damaged.
     """
     with _open(file, size, fit) as (container, stream):
-        index = _index(container, stream, file, size, fit) or _scan(container, stream)
+        index = find_frames(container, stream, file, size, fit)
         if not len(index.times):
             raise fit.error("no frames")
         places = sample_times(
@@ -140,55 +118,7 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
         yield container, stream
 
 
-def _index(
-    container: InputContainer, stream: VideoStream, file: BinaryIO, size: int, fit: Fit
-) -> _Index | None:
-    """From an MP4's index. It lists times of decoding: those of display are the same but for the order
-    if the rate is constant. If it is not, and for fragments and other containers, None."""
-    entries = stream.index_entries
-    if not container.format.name.startswith("mov") or not 0 < len(entries) <= min(stream.frames, size):
-        return None
-    entries = list(entries)
-    if max(entry.pos + entry.size for entry in entries) > size:
-        raise fit.error("media truncated", "its index lists frames past the end of the file")
-    shown = np.array([entry.timestamp for entry in entries if not entry.is_discard])
-    steps = np.diff(shown)
-    if not len(steps) or np.ptp(steps) or steps[0] <= 0 or stream.start_time is None:
-        return None
-    # An encoder that looks ahead decodes at a constant rate what is shown late at the end.
-    for counts, delays in display_delays(file, size):
-        if counts.sum() != len(entries):
-            return None
-        late = np.repeat(delays, counts)[[not entry.is_discard for entry in entries]]
-        if (np.diff(np.sort(shown + late)) != steps[0]).any():
-            return None
-    shift = stream.start_time - shown[0]
-    seeks = np.array([entry.timestamp for entry in entries if entry.is_keyframe])
-    times = shown + shift
-    return _Index(times, times[-1] + steps[0], float(stream.time_base), seeks + shift, seeks)
-
-
-def _scan(container: InputContainer, stream: VideoStream) -> _Index:
-    """From a pass over the packets."""
-    packets = [
-        (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe)
-        for packet in container.demux(stream)
-        if packet.size and not packet.is_discard
-    ]
-    if any(pts is None for pts, *_ in packets) or container.format.name in WITHOUT_TIMES:
-        unit = 1 / float(stream.average_rate or 25)
-        return _Index(np.arange(len(packets)), len(packets), unit, np.arange(0), np.arange(0))
-    packets.sort(key=lambda packet: packet[0])
-    times = np.array([pts for pts, *_ in packets])
-    stop = packets[-1][0] + packets[-1][2] if packets else 0
-    keys = [packet for packet in packets if packet[3]]
-    # Seeks are by times of decoding, but in Matroska.
-    seek = 0 if container.format.name.startswith("matroska") else 1
-    seeks = np.array([key[seek] if key[seek] is not None else key[0] for key in keys])
-    return _Index(times, stop, float(stream.time_base), np.array([key[0] for key in keys]), seeks)
-
-
-def _by_time(container, stream, index: _Index, times: list[int], fit: Fit) -> dict[int, np.ndarray] | None:
+def _by_time(container, stream, index: Index, times: list[int], fit: Fit) -> dict[int, np.ndarray] | None:
     """The frames shown at ascending times: each time's [crop, crop, 3]; None if no seek finds them."""
     if not len(index.keys):
         return None
@@ -223,7 +153,7 @@ def _by_time(container, stream, index: _Index, times: list[int], fit: Fit) -> di
     return found
 
 
-def _from_key(container, stream, index: _Index, key: int, time: int) -> Iterator[Packet] | None:
+def _from_key(container, stream, index: Index, key: int, time: int) -> Iterator[Packet] | None:
     """The packets from a keyframe on, or from one before it, that is not shown after `time`; None if no
     seek finds one."""
     # Where a seek ends too late, an earlier one is tried.
@@ -244,7 +174,7 @@ def _run(stream, packets: Iterator[Packet], times: list[int], convert, fit: Fit)
     Of two frames, that which comes before a time is on show at it: a few packets hold no frame to show.
     """
     context = stream.codec_context
-    skipping = context.name in _SKIPPING
+    skipping, in_fields = context.name in _SKIPPING, has_fields(stream)
     wanted, missing, later = set(times), set(times), 0
     found: dict[int, np.ndarray] = {}
     shown: VideoFrame | None = None  # the last that came out
@@ -259,19 +189,27 @@ def _run(stream, packets: Iterator[Packet], times: list[int], convert, fit: Fit)
             found[now] = convert(frame)
         shown = frame
 
+    # What may be the second field of a wanted frame is decoded with it.
+    is_second = is_over = False
     for packet in packets:
-        if packet.pts is None:
+        if packet.pts is None and not (in_fields and packet.size):
             continue
+        is_wanted = packet.pts in wanted
         if skipping:
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            context.skip_frame = "DEFAULT" if is_wanted or is_second else "NONREF"
         for frame in context.decode(packet):
             take(frame)
+        if is_over:
+            break
+        is_second = is_wanted and in_fields
         missing.discard(packet.pts)
-        later += packet.pts > times[-1]
-        if not missing or later > _REORDER:
+        later += packet.pts is not None and packet.pts > times[-1]
+        is_over = not missing or later > (2 * _REORDER if in_fields else _REORDER)
+        if is_over and not is_second:
             break
     else:
-        raise fit.error("media truncated", "it ends before a sampled frame")
+        if missing:
+            raise fit.error("media truncated", "it ends before a sampled frame")
     for frame in context.decode(None):  # that were held back, to come out in order
         take(frame)
     take(None)

@@ -13,8 +13,9 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from jepa_jax.data.boxes import claimed_frames
-from jepa_jax.data.decode_video import CONTAINERS, WITHOUT_TIMES
+from jepa_jax.data.decode_video import CONTAINERS
 from jepa_jax.data.records import Media
+from jepa_jax.data.video_index import WITHOUT_TIMES, field_time, has_fields
 
 # How far before a span its keyframe is looked for, in seconds, then farther: what a container finds is a
 # keyframe by the order of decoding, which may be shown after the span begins.
@@ -81,6 +82,10 @@ def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tup
             head = list(_head(container, stream))
             shown = [packet.pts for packet in head if packet.size and not packet.is_discard]
             if not shown or None in shown:
+                return None
+            # A cut of fields might begin or end with half a frame.
+            shortest = min(packet.duration or math.inf for packet in head)
+            if has_fields(stream) and shortest < 1.5 * field_time(stream):
                 return None
             origin = min(shown)
             if start > margin:
