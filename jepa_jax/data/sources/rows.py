@@ -24,6 +24,8 @@ _SHOWS_A_ROW = 2
 _READ_BYTES = 2**20
 _ROWS_TOGETHER = 4096
 _BLANK = np.frombuffer(b" \t\r\v\f", np.uint8)
+# Python's own is 131,072 characters, which a column of boxes or of a transcript may well have.
+csv.field_size_limit(MAX_LINE_BYTES)
 
 # Reads a file on from where a row begins, and gives of some rows at a time where they begin, in bytes from
 # there, and in which line from there on: [n], [n] int64.

@@ -90,6 +90,15 @@ def test_a_quoted_field_of_csv_may_hold_line_ends_and_commas(folder):
     assert [source.pairs(i)[0].targets[0] for i in range(len(source))] == ['one,\r\ntwo "x"', "b"]
 
 
+def test_a_field_of_csv_may_be_long(folder):
+    """And go over many lines, as a transcript in a column that is not used."""
+    words = "a word, and so on\n" * 20_000
+    (folder / "manifest.csv").write_text(f'path,text,said\na.mp4,one,"{words}"\na.mp4,two,x\n')
+    source = opened(folder)
+    assert [source.pairs(i)[0].targets[0] for i in range(len(source))] == ["one", "two"]
+    assert source[0].metadata["said"] == words
+
+
 def test_fields_that_only_later_rows_have_are_found(folder):
     """As of captions and questions in one file, one after the other."""
     rows = [{"video": "a.mp4", "text": "t"}] * 500 + [{"video": "a.mp4", "text": "t", "query": "q"}] * 30
