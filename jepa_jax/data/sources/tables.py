@@ -191,9 +191,11 @@ class Parquet:
         """Read only the columns of these fields.
 
         Raises:
-          ValueError: one of them takes far more memory than the file has bytes.
+          ValueError: one of them takes far more memory than the file has bytes, or stands there twice.
         """
         self._columns = [name for name in self._columns if any(is_within(path, name) for path in paths)]
+        if twice := [name for name in self._columns if self._columns.count(name) > 1]:
+            raise ValueError(f"{self._path}: several of its columns are called {twice[0]!r}: rename them")
         if expanding := sorted(self._expanding.intersection(self._columns)):
             raise ValueError(
                 f"{self._path}: {expanding[0]} would take over {_EXPANDED_BYTES:,} bytes of memory, "
@@ -290,6 +292,7 @@ def _shape_of(kind) -> Any:
 
     if pyarrow.types.is_struct(kind):
         return {field.name: _shape_of(field.type) for field in kind}
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+    kinds = pyarrow.types
+    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
         return [_shape_of(kind.value_type)]
     return None

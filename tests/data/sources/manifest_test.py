@@ -332,6 +332,28 @@ def test_what_is_no_parquet_or_csv(folder):
         opened(folder, split="val")
 
 
+def test_a_column_of_parquet_that_is_there_twice(folder):
+    columns = [pa.array(["a.mp4"]), pa.array(["one"]), pa.array(["two"])]
+    path = os.fspath(folder / "train.parquet")
+    pyarrow.parquet.write_table(pa.Table.from_arrays(columns, ["path", "text", "text"]), path)
+    with pytest.raises(ValueError, match="several of its columns are called 'text'"):
+        opened(folder)
+    pyarrow.parquet.write_table(
+        pa.Table.from_arrays([*columns, *columns[1:]], ["path", "text", "x", "x", "y"]), path
+    )
+    assert opened(folder).pairs(0)[0].targets == ("one",)
+
+
+def test_lists_of_one_length_in_parquet(folder):
+    pair = pa.struct([("question", pa.string()), ("answer", pa.string())])
+    pairs = pa.array(
+        [[{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]], pa.list_(pair, 2)
+    )
+    table = pa.table({"path": ["a.mp4"], "qa": pairs})
+    pyarrow.parquet.write_table(table, os.fspath(folder / "train.parquet"))
+    assert [(p.query, p.targets) for p in opened(folder).pairs(0)] == [("q", ("a",)), ("r", ("b",))]
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_manifest_needs_no_texts_where_none_are_wanted(folder, kind, keeps_promises):
     # One column may be the text, and one row has none.
