@@ -77,7 +77,11 @@ def _scanned(container: InputContainer, stream: VideoStream) -> Index:
         if packet.size and not packet.is_discard
     ]
     packets = _frames_of_fields(packets, stream) if has_fields(stream) else packets
-    if any(pts is None for pts, *_ in packets) or container.format.name in WITHOUT_TIMES:
+    decoded = [dts for _, dts, *_ in packets if dts is not None]
+    # Transport streams that were joined as files begin to count again: a time is of several frames.
+    begins_again = container.format.name == "mpegts" and (np.diff(decoded) < 0).any()
+    has_times = all(pts is not None for pts, *_ in packets) and container.format.name not in WITHOUT_TIMES
+    if not has_times or begins_again:
         unit = 1 / float(stream.average_rate or 25)
         return Index(np.arange(len(packets)), len(packets), unit, np.arange(0), np.arange(0))
     packets.sort(key=lambda packet: packet[0])

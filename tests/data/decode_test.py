@@ -221,6 +221,14 @@ def test_frames_with_data_that_pyav_does_not_know_are_read_and_upright():
     assert clips.numbers(np.rot90(read(file.getvalue(), 2), axes=(1, 2))) == [7, 7]
 
 
+def test_transport_streams_that_were_joined_as_files():
+    """As recorders and the segments of live streams are: each begins at the same time."""
+    frames = [av.VideoFrame.from_ndarray(clips.numbered(i)) for i in range(60)]
+    parts = [clips.clip(len(some), container="mpegts", frames=some) for some in (frames[:40], frames[40:])]
+    assert read_numbers(b"".join(parts), 6) == [5, 15, 25, 35, 45, 55]
+    assert read_numbers(b"".join(parts), 2, start=1.6, end=2.0) == [42, 47]
+
+
 @pytest.mark.parametrize(
     ("container", "codec"),
     # Of all but the first the video itself says what shape a pixel has, not the container.
