@@ -71,11 +71,14 @@ def _listed(
 
 def _scanned(container: InputContainer, stream: VideoStream) -> Index:
     """From a pass over the packets."""
-    packets = [
-        (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe)
+    every = [
+        (packet.is_discard, (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
         for packet in container.demux(stream)
-        if packet.size and not packet.is_discard
+        if packet.size
     ]
+    # What comes before the first keyframe, in a recording that begins anywhere, does not decode.
+    first = next((i for i, (_, (*_, is_key)) in enumerate(every) if is_key), 0)
+    packets = [packet for is_hidden, packet in every[first:] if not is_hidden]
     packets = _frames_of_fields(packets, stream) if has_fields(stream) else packets
     decoded = [dts for _, dts, *_ in packets if dts is not None]
     # Transport streams that were joined as files begin to count again: a time is of several frames.

@@ -221,6 +221,15 @@ def test_frames_with_data_that_pyav_does_not_know_are_read_and_upright():
     assert clips.numbers(np.rot90(read(file.getvalue(), 2), axes=(1, 2))) == [7, 7]
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_recording_that_begins_anywhere_is_sampled_from_its_first_keyframe_on(codec):
+    whole = clips.clip(50, container="mpegts", codec=codec, options={"g": "11", "bf": "0"})
+    content = whole[188 * 40 :]
+    count = len(clips.full_decode(content))
+    assert 20 < count < 40
+    assert read_numbers(content, 5) == [50 - count + int((i + 0.5) * count / 5) for i in range(5)]
+
+
 def test_transport_streams_that_were_joined_as_files():
     """As recorders and the segments of live streams are: each begins at the same time."""
     frames = [av.VideoFrame.from_ndarray(clips.numbered(i)) for i in range(60)]

@@ -104,9 +104,9 @@ def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tup
 
 
 def _head(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The first packets, the frame that is shown first among them."""
+    """The first packets that decode, the frame that is shown first among them."""
     shown = 0
-    for packet in container.demux(stream):
+    for packet in itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)):
         yield packet
         shown += not packet.is_discard
         if shown == _REORDER:
