@@ -143,7 +143,7 @@ def _by_time(container, stream, index: Index, times: list[int], fit: Fit) -> dic
             packets = _from_key(container, stream, index, first, run[0])
             if packets is None:
                 return None
-            frames = _run(stream, packets, run, convert, fit)
+            frames = _run(stream, packets, run, convert, fit, is_start=first == 0)
             if len(frames) == len(run):
                 break
         else:
@@ -168,10 +168,14 @@ def _from_key(container, stream, index: Index, key: int, time: int) -> Iterator[
     return None
 
 
-def _run(stream, packets: Iterator[Packet], times: list[int], convert, fit: Fit) -> dict[int, np.ndarray]:
+def _run(
+    stream, packets: Iterator[Packet], times: list[int], convert, fit: Fit, *, is_start: bool
+) -> dict[int, np.ndarray]:
     """Decodes packets until the frames shown at ascending times are out.
 
     Of two frames, that which comes before a time is on show at it: a few packets hold no frame to show.
+    Before the first that comes out it is that one if the packets begin where the video does; else the
+    time has no frame here: where a picture is renewed piece by piece, the first ones are not shown.
     """
     context = stream.codec_context
     skipping, in_fields = context.name in _SKIPPING, has_fields(stream)
@@ -182,9 +186,10 @@ def _run(stream, packets: Iterator[Packet], times: list[int], convert, fit: Fit)
     def take(frame: VideoFrame | None) -> None:
         nonlocal shown
         now = np.inf if frame is None else frame.pts
-        passed = [t for t in times if t < now and t not in found]
-        if passed and shown is not None:
-            found.update(dict.fromkeys(passed, convert(shown)))
+        since, on_show = (-np.inf if is_start else now, frame) if shown is None else (shown.pts, shown)
+        passed = [t for t in times if since <= t < now and t not in found]
+        if passed and on_show is not None:
+            found.update(dict.fromkeys(passed, convert(on_show)))
         if now in wanted:
             found[now] = convert(frame)
         shown = frame

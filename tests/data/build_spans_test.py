@@ -91,6 +91,20 @@ UNUSUAL = {
 }
 
 
+def test_a_cut_shows_something_at_once():
+    """Where a picture is renewed piece by piece, decoding can begin long before there is anything to show."""
+    content = clips.clip(150, options={"x264-params": "intra-refresh=1:keyint=30", "bf": "0"})
+    options = {"resize": None, "crop": clips.HEIGHT, "name": "a", "limits": clips.LIMITS}
+    cuts = 0
+    for start in np.arange(2.0, 4.0, 0.2):
+        media = Media(content=content, start=start, end=start + 0.6)
+        cut = cut_span(media, 2**24)
+        cuts += cut is not None
+        whole, found = (read_frames(m, 5, **options) for m in (media, cut or media))
+        np.testing.assert_array_equal(found, whole)
+    assert 0 < cuts < 10
+
+
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_frames_of_a_cut_are_those_of_the_whole(kind):
     content = clips.clip(**{"count": 40} | UNUSUAL[kind])

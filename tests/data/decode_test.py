@@ -221,6 +221,15 @@ def test_frames_with_data_that_pyav_does_not_know_are_read_and_upright():
     assert clips.numbers(np.rot90(read(file.getvalue(), 2), axes=(1, 2))) == [7, 7]
 
 
+def test_a_picture_that_is_renewed_piece_by_piece():
+    """Where decoding can begin nothing is shown until all of the picture is new."""
+    frames = [av.VideoFrame.from_ndarray(clips.numbered(i)) for i in range(150)]
+    refreshed = {"options": {"x264-params": "intra-refresh=1:keyint=30", "bf": "0"}}
+    content = clips.clip(150, frames=frames, **refreshed)
+    assert read_numbers(content, 8) == [9, 28, 46, 65, 84, 103, 121, 140]
+    assert read_numbers(content, 2, start=65 / 25, end=67 / 25) == [65, 66]
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_a_recording_that_begins_anywhere_is_sampled_from_its_first_keyframe_on(codec):
     whole = clips.clip(50, container="mpegts", codec=codec, options={"g": "11", "bf": "0"})

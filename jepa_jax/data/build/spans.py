@@ -23,6 +23,8 @@ _MARGINS = (1.0, 10.0, 60.0, math.inf)
 # Of so many frames one after another in a file the earliest is shown before all that follow: codecs hold back
 # 16 at most.
 _REORDER = 17
+# Seconds by which a cut's times may differ from those of the whole.
+_ROUNDED = 0.001
 
 
 def open_video(file: BinaryIO) -> InputContainer:
@@ -49,7 +51,8 @@ def cut_span(media: Media, max_bytes: int) -> Media | None:
       max_bytes: of the result.
 
     Returns:
-      None if it is no video or one that cannot be cut: without times, or the part is too large or no smaller.
+      None if it is no video or one that cannot be cut: without times, or the part is too large, no smaller,
+      or would show nothing at first.
     """
     source = media.content
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
@@ -57,6 +60,8 @@ def cut_span(media: Media, max_bytes: int) -> Media | None:
         file.seek(0)
         try:
             found = _cut(file, media.start or 0.0, media.end, max_bytes)
+            if found is not None and _first_shown(found[0]) > (media.start or 0.0) - found[1] + _ROUNDED:
+                return None
         # PyAV's errors are of many kinds, and this is no place to judge the video.
         except (av.FFmpegError, ValueError, TypeError):
             return None
@@ -67,6 +72,19 @@ def cut_span(media: Media, max_bytes: int) -> Media | None:
     start = None if media.start is None and offset >= 0 else max((media.start or 0.0) - offset, 0.0)
     end = None if media.end is None else media.end - offset
     return Media(content=content, kind=media.kind, start=start, end=end)
+
+
+def _first_shown(content: bytes) -> float:
+    """At what second a video shows something: not at its beginning where a picture is renewed piece by piece.
+
+    Raises as `open_video`, or what decoding does.
+    """
+    with open_video(io.BytesIO(content)) as container:
+        stream = container.streams.best("video")
+        first = next(container.decode(stream), None)
+        if first is None or first.pts is None:
+            return math.inf
+        return float((first.pts - (stream.start_time or 0)) * stream.time_base)
 
 
 def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tuple[bytes, float] | None:
