@@ -3,6 +3,7 @@ img2dataset and video2dataset write them."""
 
 import bisect
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -43,14 +44,14 @@ class _Shard:
     Attributes:
       kinds: all that follows a first dot in it.
       with_json: some of the samples that have KEY.json.
-      bytes: of its members.
+      members: a hash of which they are, in their order, and how large.
     """
 
     index: TarIndex | StoredIndex
     samples: int
     kinds: frozenset[str]
     with_json: tuple[int, ...]
-    bytes: int
+    members: str
     skipped: tuple[BadRecordError, ...]
 
 
@@ -62,9 +63,18 @@ def _survey(path: epath.Path) -> _Shard:
         samples=len(index.keys),
         kinds=frozenset(kind.decode() for kind in np.unique(index.extensions)),
         with_json=tuple(np.flatnonzero(_have(index, ["json"]))[:SAMPLES_ASKED].tolist()),
-        bytes=int(index.sizes.sum()),
+        members=_hash_of(index),
         skipped=tuple(index.skipped),
     )
+
+
+def _hash_of(index: TarIndex) -> str:
+    """Of a shard's samples and the sizes of their members: where in the archive they are does not count."""
+    found = hashlib.sha256()
+    for array in (index.keys, index.first, index.extensions, index.sizes):
+        found.update(f"{array.dtype.str} {len(array)}\n".encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()[:16]
 
 
 def _lacking(index: TarIndex, media: Sequence[str], text: str | None) -> Iterator[tuple[int, str]]:
@@ -137,8 +147,8 @@ class TarSource:
         self.skipped = tuple(skipped)
         if not len(self._kept):
             raise ValueError(f"{label}: no sample has media and text: the first is {skipped[0]}")
-        sizes = [(path.name, shard.samples, shard.bytes) for path, shard in zip(self._paths, shards)]
-        self.identity = f"{len(sizes)} tar shards {digest(sizes)} {self._fields}"
+        found = [(path.name, shard.members) for path, shard in zip(self._paths, shards)]
+        self.identity = f"{len(found)} tar shards {digest(found)} {self._fields}"
 
     def _find(self, fields: FieldMap, samples: Sequence[int], label: str) -> FieldMap:
         """The map with what is left out found; `media` is an extension, of several the first.

@@ -355,3 +355,13 @@ def test_identity_is_of_the_content_not_of_the_place(tmp_path):
         write_tar(tmp_path / name / "s.tar", sample("k", text))
     a, b, c = (opened(tmp_path / name).identity for name in "abc")
     assert a == b != c
+
+
+def test_samples_in_another_order_are_another_dataset(tmp_path):
+    """What is kept of each by its number, such as visual tokens, would be another's."""
+    first, second = sample("a", "xx"), sample("b", "yy")
+    write_tar(tmp_path / "a" / "s.tar", [*first, *second])
+    write_tar(tmp_path / "b" / "s.tar", [*second, *first])
+    a, b = (opened(tmp_path / name) for name in "ab")
+    assert [a.name(i) for i in (0, 1)] == [b.name(i) for i in (1, 0)]
+    assert a.identity != b.identity
