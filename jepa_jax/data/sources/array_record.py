@@ -17,7 +17,7 @@ from jepa_jax.data.records import BadRecordError, Limits, Media, Pair, Record
 from jepa_jax.data.sources.fields import MEDIA, TARGETS, find, make_pairs, named, span_of
 from jepa_jax.data.sources.files import check_size, digest
 from jepa_jax.data.sources.frames import decode_frames
-from jepa_jax.data.sources.selection import spread
+from jepa_jax.data.sources.selection import sample_of, spread
 
 # What the writers of Examples call media, besides `fields.MEDIA`: "image/encoded", "jpg".
 ENCODED = ("encoded", "jpg", "jpeg", "png", "mp4")
@@ -62,7 +62,7 @@ class ArrayRecordSource:
         media = named(known, MEDIA + ENCODED)
         self._fields = find(fields, known, media, named(known, TARGETS), label, limits)
         files = [(path.name, count, path.stat().length) for path, count in whole]
-        self.identity = f"{len(files)} ArrayRecord files {digest(files)} {self._fields}"
+        self.identity = f"{len(files)} ArrayRecord files {digest(files)} {sample_of(self)} {self._fields}"
 
     def _ask(self, label: str) -> list[str]:
         """Names of the features of the first records, and of some spread over all."""

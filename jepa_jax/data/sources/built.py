@@ -13,6 +13,7 @@ from jepa_jax.data.schema import Texts, features, to_record
 from jepa_jax.data.sources.fields import text_of
 from jepa_jax.data.sources.files import check_size
 from jepa_jax.data.sources.frames import check_frames
+from jepa_jax.data.sources.selection import sample_of
 from jepa_jax.data.sources.tfds import open_records
 
 
@@ -36,7 +37,8 @@ class BuiltSource:
                 f"{label}: {len(self._texts)} texts for {len(self._records)} records: build the dataset again"
             )
         self._limits, self._place = limits, f"{info.full_name} {split}"
-        self.identity = f"{self._place}: {len(self)} records of {int(info.dataset_size)} bytes"
+        size = f"{len(self)} records of {int(info.dataset_size)} bytes"
+        self.identity = f"{self._place}: {size} {sample_of(self)}"
 
     def __getstate__(self):
         # Also for `copy`: a copy opens files of its own.

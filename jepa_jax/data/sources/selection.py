@@ -8,13 +8,29 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from jepa_jax.data.records import BadRecordError, Source
+
 # So many hashes are compared at a time, about 24 bytes each; so many are read, 16 bytes each.
 _AT_ONCE, _READ = 2**18, 2**16
+# Records whose texts are part of what a dataset is known by.
+_SAMPLED = 16
 
 
 def spread(count: int, number: int) -> list[int]:
     """At most so many of the numbers below a count, from the first to the last."""
     return np.unique(np.linspace(0, count - 1, min(number, count)).astype(int)).tolist()
+
+
+def sample_of(source: Source) -> str:
+    """A hash of what some records say: another one where all were written again in another order, which
+    neither their number nor their size tells."""
+    found = hashlib.sha256()
+    for number in spread(len(source), _SAMPLED):
+        try:
+            found.update(repr(source.pairs(number)).encode("utf-8", "replace"))
+        except BadRecordError as error:
+            found.update(error.cause.encode())
+    return found.hexdigest()[:16]
 
 
 class Kept(Sequence[int]):

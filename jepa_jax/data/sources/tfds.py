@@ -24,6 +24,7 @@ from jepa_jax.data.sources import tfds_description as description
 from jepa_jax.data.sources.fields import make_pairs, span_of
 from jepa_jax.data.sources.files import check_size, sizes_of
 from jepa_jax.data.sources.frames import check_frames, decode_frames
+from jepa_jax.data.sources.selection import sample_of
 from jepa_jax.data.sources.tfds_features import find_features, leaves_of, view
 from jepa_jax.errors import first_line
 from jepa_jax.places import is_local
@@ -148,7 +149,7 @@ class TfdsSource:
         self._view = view(info.features, keys_of([*used, *self._others]))
         self._text_view = view(info.features, keys_of(used - {self._fields.media}))
         size = f"{len(self)} records of {int(info.dataset_size)} bytes"
-        self.identity = f"{self._name}: {size}, {self._fields}"
+        self.identity = f"{self._name}: {size} {sample_of(self)}, {self._fields}"
 
     def __getstate__(self):
         # Also for `copy`: a copy opens files of its own.

@@ -148,3 +148,10 @@ def test_identity_is_of_the_content_not_of_the_place(tmp_path):
         write(tmp_path / folder / "0.array_record", [example(image=png(), text="t")] * count)
     a, b, c = (opened(tmp_path / folder).identity for folder in "abc")
     assert a == b != c
+
+
+def test_records_in_another_order_are_another_dataset(tmp_path):
+    records = [example(image=png(), text=text) for text in ("a", "b", "c")]
+    write(tmp_path / "a" / "0.array_record", records)
+    write(tmp_path / "b" / "0.array_record", records[::-1])
+    assert opened(tmp_path / "a").identity != opened(tmp_path / "b").identity

@@ -101,3 +101,17 @@ def test_a_copy_opens_files_of_its_own(tmp_path):
     assert not any((*again._records._readers, *again._texts._records._readers))
     assert same(again[0], source[0])
     assert any(again._records._readers)
+
+
+def test_records_in_another_order_are_another_dataset(tmp_path):
+    """What is kept of each by its number, such as visual tokens, would be another's."""
+
+    def identity(place: str, texts: str) -> str:
+        # TFDS has records in an order that it makes of their names.
+        records = [
+            Record(name=str(i), media=Media(content=png()), pairs=(Pair(query="", targets=(text,)),))
+            for i, text in enumerate(texts)
+        ]
+        return opened(build(tmp_path / place, records)).identity
+
+    assert identity("1", "abc") == identity("2", "abc") != identity("3", "cba")
