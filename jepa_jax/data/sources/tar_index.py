@@ -127,7 +127,7 @@ def tar_index(path: epath.Path) -> TarIndex | StoredIndex:
     stamp = np.array([VERSION, stat.length, int(stat.mtime)], np.int64)
     beside = path.parent / f".{path.name}.index"
     is_dated = bool(stat.mtime)  # some object stores tell no time: who knows if it is the same file?
-    stored = _open_stored(beside, stamp) if is_dated else None
+    stored = _open_stored(beside, stamp) if is_dated and _is_later(beside, stat.mtime) else None
     if stored is None:
         found = _read_headers(path, stat.length)
         if not is_dated or not _save(beside, stamp, found):
@@ -136,6 +136,15 @@ def tar_index(path: epath.Path) -> TarIndex | StoredIndex:
         if stored is None:
             return found
     return stored if is_local(path) else stored.load()
+
+
+def _is_later(beside: epath.Path, written: float) -> bool:
+    """Whether an index was made in a later second than its shard was written: in the same one the shard may
+    have been written again since."""
+    try:
+        return int(beside.stat().mtime) > int(written)
+    except OSError:
+        return False
 
 
 def _open_stored(beside: epath.Path, stamp: np.ndarray) -> StoredIndex | None:

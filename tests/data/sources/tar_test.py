@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -255,12 +256,25 @@ def headers_read(monkeypatch):
 
 def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path, headers_read):
     path = write_tar(tmp_path / "s.tar", sample("a"))
+    os.utime(path, (5, 5))
     first = opened(tmp_path)
     assert opened(tmp_path).identity == first.identity
     assert headers_read == ["s.tar"]
     write_tar(path, sample("b", "other text"))
     os.utime(path, (1, 1))
     assert opened(tmp_path)[0].pairs[0].targets == ("other text",)
+
+
+def test_a_shard_that_is_written_again_in_the_same_second(tmp_path):
+    """Its size and its time, to the second, are what they were."""
+    first, second = sample("a", "xx"), sample("b", "yy")
+    for members, names in (([*first, *second], "ab"), ([*second, *first], "ba")):
+        path = write_tar(tmp_path / "s.tar", members)
+        now = int(time.time())
+        os.utime(path, (now, now))
+        source = opened(tmp_path)
+        os.utime(index_file(tmp_path), (now, now))
+        assert [source.name(i) for i in (0, 1)] == [f"s.tar/{name}" for name in names]
 
 
 def test_an_index_that_is_damaged_or_forged_is_made_anew(tmp_path, headers_read):
