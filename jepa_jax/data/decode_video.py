@@ -24,7 +24,7 @@ from jepa_jax.data.boxes import claimed_frames, is_cut
 from jepa_jax.data.fit import Fit
 from jepa_jax.data.preprocess import centre
 from jepa_jax.data.timeline import sample_times
-from jepa_jax.data.video_index import Index, find_frames, has_fields
+from jepa_jax.data.video_index import REORDER, Index, find_frames, has_fields
 
 # FFmpeg's readers that are let at data. Some of the others (playlists, lists of files) open further
 # files, or find "video" in any text.
@@ -38,8 +38,6 @@ _FILTER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FU
 # Decoders that leave out, when told so before a packet, that packet if no other needs it. Others look
 # ahead (AV1), so that it would be another one.
 _SKIPPING = ("h264", "hevc")
-# No packet comes after more than so many that are shown later: codecs hold back 16 frames at most.
-_REORDER = 16
 # So few frames are decoded rather than sought past: a new start costs about as much.
 _WORTH_A_SEEK = 8
 
@@ -209,7 +207,7 @@ def _run(
         is_second = is_wanted and in_fields
         missing.discard(packet.pts)
         later += packet.pts is not None and packet.pts > times[-1]
-        is_over = not missing or later > (2 * _REORDER if in_fields else _REORDER)
+        is_over = not missing or later > (2 * REORDER if in_fields else REORDER)
         if is_over and not is_second:
             break
     else:

@@ -1,6 +1,7 @@
 """The frames that a video has, as its container lists them: without decoding."""
 
 import dataclasses
+import heapq
 from typing import BinaryIO
 
 import numpy as np
@@ -13,6 +14,8 @@ from jepa_jax.data.fit import Fit
 # Their packets have times of decoding alone (AVI), or not all have times (MPEG program streams): after
 # a seek the guesses are others.
 WITHOUT_TIMES = ("avi", "mpeg")
+# No packet comes after more than so many that are shown later: codecs hold back 16 frames at most.
+REORDER = 16
 # FFmpeg's order of fields that is none.
 _PROGRESSIVE = 1
 
@@ -80,11 +83,8 @@ def _scanned(container: InputContainer, stream: VideoStream) -> Index:
     first = next((i for i, (_, (*_, is_key)) in enumerate(every) if is_key), 0)
     packets = [packet for is_hidden, packet in every[first:] if not is_hidden]
     packets = _frames_of_fields(packets, stream) if has_fields(stream) else packets
-    decoded = [dts for _, dts, *_ in packets if dts is not None]
-    # Transport streams that were joined as files begin to count again: a time is of several frames.
-    begins_again = container.format.name == "mpegts" and (np.diff(decoded) < 0).any()
     has_times = all(pts is not None for pts, *_ in packets) and container.format.name not in WITHOUT_TIMES
-    if not has_times or begins_again:
+    if not has_times or _begins_again(packets, container, stream):
         unit = 1 / float(stream.average_rate or 25)
         return Index(np.arange(len(packets)), len(packets), unit, np.arange(0), np.arange(0))
     packets.sort(key=lambda packet: packet[0])
@@ -95,6 +95,24 @@ def _scanned(container: InputContainer, stream: VideoStream) -> Index:
     seek = 0 if container.format.name.startswith("matroska") else 1
     seeks = np.array([key[seek] if key[seek] is not None else key[0] for key in keys])
     return Index(times, stop, float(stream.time_base), np.array([key[0] for key in keys]), seeks)
+
+
+def _begins_again(packets: list[tuple], container: InputContainer, stream: VideoStream) -> bool:
+    """Whether a video was joined of files (`cat a.ts b.ts`) that each count time anew: a time is of several
+    frames then."""
+    decoded = [dts for _, dts, *_ in packets if dts is not None]
+    if container.format.name == "mpegts" and (np.diff(decoded) < 0).any():
+        return True
+    most = 2 * REORDER if has_fields(stream) else REORDER
+    latest: list[int] = []  # the latest times so far, the earliest of them first
+    for pts, *_ in packets:
+        if len(latest) <= most:
+            heapq.heappush(latest, pts)
+        elif pts < latest[0]:
+            return True
+        else:
+            heapq.heapreplace(latest, pts)
+    return False
 
 
 def has_fields(stream: VideoStream) -> bool:

@@ -239,10 +239,11 @@ def test_a_recording_that_begins_anywhere_is_sampled_from_its_first_keyframe_on(
     assert read_numbers(content, 5) == [50 - count + int((i + 0.5) * count / 5) for i in range(5)]
 
 
-def test_transport_streams_that_were_joined_as_files():
+@pytest.mark.parametrize("container", ["mpegts", "matroska"])
+def test_videos_that_were_joined_as_files(container):
     """As recorders and the segments of live streams are: each begins at the same time."""
     frames = [av.VideoFrame.from_ndarray(clips.numbered(i)) for i in range(60)]
-    parts = [clips.clip(len(some), container="mpegts", frames=some) for some in (frames[:40], frames[40:])]
+    parts = [clips.clip(len(some), container=container, frames=some) for some in (frames[:40], frames[40:])]
     assert read_numbers(b"".join(parts), 6) == [5, 15, 25, 35, 45, 55]
     assert read_numbers(b"".join(parts), 2, start=1.6, end=2.0) == [42, 47]
 
