@@ -204,10 +204,10 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser whose errors are `UsageError`s and whose flags cannot be abbreviated. The command is called as
-    the description's first indented line has it."""
-    command = re.search(r"^ +(python -m [\w.]+)", description, re.MULTILINE)
+    the description's first indented line has it; a module's docstring is None under `python -OO`."""
+    command = re.search(r"^ +(python -m [\w.]+)", description or "", re.MULTILINE)
     return _Parser(
         prog=command and command[1],
         description=description,

@@ -249,6 +249,13 @@ def test_help_calls_every_command_as_it_is_called():
     assert len(found) > 10
 
 
+def test_a_command_runs_where_python_keeps_no_docstrings():
+    command = [sys.executable, "-OO", "-m", "jepa_jax.search", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--checkpoint" in done.stdout
+
+
 def test_ctrl_c_is_one_line_and_its_status(capsys):
     def main(arguments):
         raise KeyboardInterrupt
