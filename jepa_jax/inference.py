@@ -204,8 +204,11 @@ class Model:
             visual = visual.view(jnp.bfloat16)
         if visual.ndim != 3:
             visual = self.encode_video(visual)
-        elif visual.shape[-1] != width or not visual.size:
-            raise ValueError(f"visual tokens must be [B, N, {width}], as of encode_video: got {visual.shape}")
+        elif visual.shape[-1] != width or not visual.size or not jnp.issubdtype(visual.dtype, jnp.floating):
+            raise ValueError(
+                f"visual tokens must be [B, N, {width}] floats, as of encode_video: got {visual.shape} "
+                f"{visual.dtype}"
+            )
         queries = checked_texts([query] * len(visual) if isinstance(query, str) else query, "list of queries")
         if len(visual) != len(queries):
             raise ValueError(f"{len(visual)} videos but {len(queries)} queries")

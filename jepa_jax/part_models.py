@@ -48,10 +48,13 @@ def checked_texts(texts: Iterable[str], name: str = "list of texts") -> list[str
     """Texts as a list; `name` is what a message calls it.
 
     Raises:
-      ValueError: there are none, or some are no texts, or it is one text, whose letters would be taken.
+      ValueError: there are none, or some are no texts, or it is one text, whose letters would be taken, or
+        nothing that holds texts.
     """
     if isinstance(texts, str | bytes):
         raise ValueError(f"the {name} is one text, {texts!r}: put it into a list")
+    if texts is not None and not isinstance(texts, Iterable):
+        raise ValueError(f"the {name} is {texts!r}, which holds no texts")
     texts = [] if texts is None else list(texts)
     if not texts:
         raise ValueError(f"nothing to take: the {name} is empty")

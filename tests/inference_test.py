@@ -162,6 +162,8 @@ def test_one_text_is_not_taken_for_a_list_of_its_letters(model, frames):
             of_one()
     with pytest.raises(ValueError, match="the list of texts holds None, which is no text"):
         model.embed_text(["a dog", None])
+    with pytest.raises(ValueError, match="the list of queries is 5, which holds no texts"):
+        model.predict(frames, 5)
 
 
 def test_any_list_of_texts_and_any_array_of_frames_will_do(model, frames):
@@ -194,6 +196,9 @@ def test_half_a_surrogate_pair_is_a_question_mark(model, frames):
 def test_what_is_no_video_is_refused(model, frames):
     with pytest.raises(ValueError, match=r"visual tokens must be \[B, N, 24\].*got \(4, 32, 3\)"):
         model.predict(frames[0, :, :, 0], "what is it?")
+    for dtype in (np.int32, bool, complex, str, object):
+        with pytest.raises(ValueError, match=r"visual tokens must be \[B, N, 24\] floats.*got .* "):
+            model.predict(np.ones((1, 4, 24)).astype(dtype), "what is it?")
     with pytest.raises(ValueError, match=r"frames must be \[B, T, H, W, 3\] uint8, got \(\)"):
         model.embed_video(None, "what is it?")
     with pytest.raises(ValueError, match="empty"):
