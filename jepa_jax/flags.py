@@ -47,6 +47,8 @@ def explain(error: ValidationError, where: str) -> str:
         return f"{where}: {message}"
     if first["type"] in ("missing", "json_invalid"):  # what was given is all there is
         return f"{where}: {place}: {message[0].lower()}{message[1:]}" if place else f"{where}: {message}"
+    if message == "Input should be a valid array":  # JSON's word; a config file needs a tuple
+        message = "input should be a list in brackets, texts in it in quotes: ['a', 'b']"
     given = first["input"]
     return f"{where}: {place or 'config'}={given!r}: {message[0].lower()}{message[1:]}"
 

@@ -119,7 +119,8 @@ def test_fields_that_depend_on_each_other_change_together():
         ("steps.more", "3", "steps has no fields of its own"),
         ("optim.warmup_steps", "100000", "optim.warmup_steps=100000 exceeds steps"),
         ("data.max_shift", "32", "data.max_shift=32 pixels moves all out of a frame"),
-        ("eval.splits", "{'a', 'b'}", "eval.splits=\"{'a', 'b'}\": input should be a valid array"),
+        ("eval.splits", "{'a', 'b'}", "eval.splits=\"{'a', 'b'}\": input should be a list in brackets"),
+        ("eval.splits", "test", "eval.splits='test': input should be a list in brackets, texts in it"),
         ("eval.dataset", "{1: b'x'}", "eval.dataset=\"{1: b'x'}\": input should be an object"),
         ("model.predictor", "null", "model.predictor=None: input should be an object"),
         ("seed", "4294967296", "seed=4294967296: input should be less than 4294967296"),
@@ -154,6 +155,7 @@ def test_what_would_change_nothing_beside_a_mixture_is_refused(field, value):
             "unexpected keyword argument",
         ),
         ("from jepa_jax.config import XEncoderConfig\nXEncoderConfig(width='8')", "width='8'"),
+        ("from jepa_jax.config import EvalConfig\nEvalConfig(splits=['a'])", "input should be a valid tuple"),
     ],
 )
 def test_a_bad_config_file_is_one_sentence(tmp_path, text, sentence):
