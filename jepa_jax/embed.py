@@ -127,6 +127,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     values = parse(arguments)
+    table.check_installed()
     distributed.initialize(values)
     with distributed.together():
         loaded = inference.load(values.checkpoint)

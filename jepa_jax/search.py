@@ -114,6 +114,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """The command line; see the module's docstring."""
     values = parse(arguments)
+    table.check_installed()
     folder = pathlib.Path(values.index)
     manifest = table.read_manifest(folder)
     missing = table.missing_parts(folder, manifest)

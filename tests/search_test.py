@@ -1,6 +1,8 @@
 """`python -m jepa_jax.embed` and `python -m jepa_jax.search` on a collection of colours."""
 
 import contextlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -359,3 +361,18 @@ def test_searches_that_make_no_sense_are_refused(commands, text, arguments, mess
     status, printed = commands(search.main, text, "--index=x", *arguments)
     assert status == 2
     assert message in printed.err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("embed", ("--checkpoint=x", "--path=x", "--out=x")), ("search", ("x", "--index=x", "--checkpoint=x"))],
+)
+def test_where_the_extra_is_missing_it_is_named(module, arguments):
+    program = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        f"from jepa_jax import flags, {module}\n"
+        f"sys.exit(flags.run({module}.main, {list(arguments)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("needs pyarrow: pip install 'jepa_jax[search]'")

@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pydantic
 
 from jepa_jax.config.types import OPTIONS, NonNegative, Positive
@@ -20,6 +18,12 @@ from jepa_jax.embeddings.collection import LeftOut
 from jepa_jax.errors import first_line
 from jepa_jax.flags import UsageError, as_usage_errors
 from jepa_jax.places import write_whole
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError:  # of the extra `search`: `check_installed` says so
+    pa = pq = None
 
 logger = logging.getLogger(__name__)
 _MANIFEST = "embeddings.json"
@@ -61,6 +65,16 @@ class Manifest:
     def rows_of(self, part: int) -> range:
         """The collection's rows that a part holds, those left out included."""
         return range(part * self.part_rows, min((part + 1) * self.part_rows, self.rows))
+
+
+def check_installed() -> None:
+    """Whether there is what reads and writes parts.
+
+    Raises:
+      UsageError: pyarrow is not installed.
+    """
+    if pa is None:
+        raise UsageError("collections are Parquet, which needs pyarrow: pip install 'jepa_jax[search]'")
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
@@ -163,7 +177,7 @@ def missing_parts(folder: pathlib.Path, manifest: Manifest) -> list[int]:
     return [part for part in range(manifest.parts) if not is_finished(folder, part, manifest)]
 
 
-def _read(folder: pathlib.Path, part: int, columns: list[str]) -> pa.Table:
+def _read(folder: pathlib.Path, part: int, columns: list[str]) -> "pa.Table":
     """Columns of a finished part.
 
     Raises:

@@ -157,7 +157,7 @@ class Parquet:
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise ValueError(f"{path}: reading Parquet takes pyarrow: pip install pyarrow") from error
+            raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'jepa_jax[parquet]'") from error
         try:
             with path.open("rb") as file, pyarrow.parquet.ParquetFile(file) as parquet:
                 metadata = parquet.metadata
