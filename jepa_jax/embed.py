@@ -114,7 +114,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     collection.add_argument("--dataset", metavar="NAME", help="of TFDS")
     collection.add_argument("--path", metavar="FOLDER", help="any that data.path takes")
     parser.add_argument("--split", default="train", help="(default: train)")
-    parser.add_argument("--query", default="describe the clip", help="of each video (default: %(default)s)")
+    parser.add_argument(
+        "--query",
+        default="describe the clip",
+        help="of each video; '' where the run had none (default: %(default)s)",
+    )
     parser.add_argument("--out", type=flags.local_path, required=True, metavar="DIR")
     parser.add_argument("--part_rows", type=int, default=1024, help="videos to a part (default: 1024)")
     distributed.add_arguments(parser)

@@ -49,7 +49,7 @@ def _embed_text(state, tokens, mask, graphdef):
     return nnx.merge(graphdef, state).embed_text(tokens, mask)
 
 
-# A query that every dataset of captions has in some form.
+# What the default data ask for a caption. A run on captions alone was asked "", and knows no other query.
 CAPTION_QUERY = "describe the clip"
 # Texts that the decoder offers for an embedding, and what the logarithm of their probability counts beside
 # the cosine of their own embedding: docs/decoding.md has the figures that both were chosen by.
@@ -64,7 +64,8 @@ class Model:
     and text positions, so that few programs are compiled and one clip costs one row.
 
     A video is [B, T, H, W, C] uint8 RGB frames or, where many questions are asked about it, what
-    `encode_video` made of them. A query is one text for all videos, or a list of one for each.
+    `encode_video` made of them. A query is one text for all videos, or a list of one for each: what the
+    run was asked, which is "" where its data have captions alone.
 
     Attributes:
       home: the folder it was loaded from, a run's work directory or converted weights; None without.

@@ -128,7 +128,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--decoder", metavar="DIR", help="a decoder elsewhere than in the run (default: its own)"
     )
-    parser.add_argument("--query", default="describe the clip", help=f"what the model is asked {_DEFAULT}")
+    parser.add_argument(
+        "--query",
+        default="describe the clip",
+        help=f"what the model is asked; '' where the run had no queries {_DEFAULT}",
+    )
     parser.add_argument("--out", type=flags.local_path, default="watched", metavar="DIR", help=_DEFAULT)
     parser.add_argument(
         "--window", type=float, default=2.0, metavar="SECONDS", help=f"what one look takes in {_DEFAULT}"
