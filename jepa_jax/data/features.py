@@ -98,7 +98,7 @@ def read_manifest(folder: epath.PathLike) -> Manifest:
     Raises:
       ValueError: there is none, or it describes no cache.
     """
-    path = epath.Path(folder) / FILE
+    path = epath.Path(folder).expanduser() / FILE
     if not path.exists():
         raise ValueError(f"data.features={str(folder)!r} has no {FILE}: make it with {COMMAND}")
     try:
@@ -151,7 +151,7 @@ class FeatureSource:
     """
 
     def __init__(self, folder: str, source: Source):
-        self._folder = epath.Path(folder)
+        self._folder = epath.Path(folder).expanduser()
         self._manifest = read_manifest(folder)
         if self._manifest.bad is None:
             raise ValueError(f"data.features={folder!r} is not finished: run {COMMAND} again")

@@ -68,6 +68,12 @@ def test_every_record_is_read_in_any_order_by_threads_and_after_pickling(tmp_pat
             source.visual(index)
 
 
+def test_it_may_be_in_the_home_directory(tmp_path, monkeypatch):
+    written(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert len(FeatureSource(f"~/{tmp_path.name}", records())) == RECORDS
+
+
 def test_a_record_that_could_not_be_read_says_why_again(tmp_path):
     written(tmp_path)
     with pytest.raises(BadRecordError) as raised:

@@ -46,7 +46,7 @@ def _open(dataset: DatasetConfig, limits: Limits) -> Source:
         builder = builder_by_name(dataset)
         return TfdsSource(builder, dataset.split, dataset.fields, limits, dataset.label)
     try:
-        path = epath.Path(dataset.path)
+        path = epath.Path(dataset.path).expanduser()
     except KeyError as error:  # of a scheme that is no file system's
         raise ValueError(f"{dataset.label} is on no disk and in no bucket: download it first") from error
     if (path / INFO).exists():

@@ -40,6 +40,13 @@ def test_a_clip_alone_is_read_with_its_text(tmp_path):
     assert len(opened(folder / "a.mp4")) == 1
 
 
+def test_a_folder_may_be_in_the_home_directory(tmp_path, monkeypatch):
+    """On the command line flags see to it, in a config file nobody else."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(epath.Path(tmp_path), a__mp4=b"a", a__txt="one")
+    assert opened("~/a.mp4").name(0) == "a.mp4"
+
+
 def test_a_picture_beside_a_video_is_its_thumbnail(tmp_path):
     folder = write(epath.Path(tmp_path), a__jpg=png(), a__mp4=b"a", a__txt="one", b__mp4=b"b", b__png=png())
     source = opened(folder)
