@@ -20,19 +20,24 @@ _LAYER = [
 ]
 
 
-def rules(config: BertConfig, prefix: str = "") -> list[Rule]:
-    """The table; `prefix` stands before every name ("bert." around a model with a head)."""
+def rules(config: BertConfig, prefix: str = "", *, old: bool = False) -> list[Rule]:
+    """The table; `prefix` stands before every name ("bert." around a model with a head).
+
+    Args:
+      old: the gains and biases of norms are called gamma and beta, as in Google's own checkpoints.
+    """
+    gain, shift = ("gamma", "beta") if old else ("weight", "bias")
     table = [
         Rule("token_embedding", "embeddings.word_embeddings.weight"),
         Rule("position_embedding", "embeddings.position_embeddings.weight"),
         Rule("type_embedding", "embeddings.token_type_embeddings.weight"),
-        Rule("embedding_norm/scale", "embeddings.LayerNorm.weight"),
-        Rule("embedding_norm/bias", "embeddings.LayerNorm.bias"),
+        Rule("embedding_norm/scale", f"embeddings.LayerNorm.{gain}"),
+        Rule("embedding_norm/bias", f"embeddings.LayerNorm.{shift}"),
     ]
     for ours, theirs in _LAYER:
         norm = ours.startswith("norm")
-        first = ("scale", SAME) if norm else ("kernel", TRANSPOSE)
-        for (name, transform), kind in ((first, "weight"), (("bias", SAME), "bias")):
+        first = ("scale", SAME, gain) if norm else ("kernel", TRANSPOSE, "weight")
+        for name, transform, kind in (first, ("bias", SAME, shift if norm else "bias")):
             table.append(
                 Rule(
                     f"blocks/stacked/{ours}/{name}",

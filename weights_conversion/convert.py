@@ -256,7 +256,8 @@ def _bert(source: Source, assignments) -> Conversion:
     prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
     unused = bert.UNUSED + prefixed_unused(bert.UNUSED, prefix)
     kept = bert.kept(names, prefix)
-    return Conversion("y_encoder", config, source, bert.rules(config, prefix), unused, kept, prefix=prefix)
+    rules = bert.rules(config, prefix, old=prefix + "embeddings.LayerNorm.gamma" in names)
+    return Conversion("y_encoder", config, source, rules, unused, kept, prefix=prefix)
 
 
 def _open_vljepa(source: Source, assignments) -> Conversion:

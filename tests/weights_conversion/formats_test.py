@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="the sources are written with PyTorc
 import huggingface_hub
 import jax
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import jepa_jax
 from jepa_jax import flags, parts
@@ -83,6 +83,22 @@ def test_there_and_back_every_bit_and_name_is_the_source_s(kind, dtype, tmp_path
         assert torch.equal(found[name], x), name
     _, report = reader.from_pretrained(back, output_loading_info=True)
     assert not any(report.values()), report
+
+
+def test_a_bert_whose_norms_have_their_old_names(tmp_path):
+    """As in Google's own checkpoints (`bert-base-uncased`); it goes back by those of today."""
+    source = folders.save(folders.bert(), tmp_path / "source")
+    expected = load_file(source / "model.safetensors")
+    names = {
+        name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        for name in expected
+    }
+    assert "embeddings.LayerNorm.gamma" in names.values()
+    old = {f"bert.{names[name]}": x for name, x in expected.items()}
+    save_file(old, source / "model.safetensors", {"format": "pt"})
+    back = way_back(convert(source, tmp_path / "part", "--verify"), tmp_path / "back")
+    found = load_file(back / "model.safetensors")
+    assert {name: x.tolist() for name, x in found.items()} == {n: x.tolist() for n, x in expected.items()}
 
 
 def test_the_configuration_goes_there_and_back(tmp_path):
