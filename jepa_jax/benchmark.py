@@ -147,6 +147,8 @@ def benchmark(
 
     Raises:
       UsageError: the batch does not divide over the devices and pieces.
+      TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
+      WorkerEndedError: one of `data.workers` died.
     """
     with flags.as_usage_errors(ValueError):
         loop.check_hosts(config)
@@ -297,14 +299,14 @@ def main(arguments: list[str]) -> int:
             out.parent.mkdir(parents=True, exist_ok=True)
         if values.trace:  # every host writes its own
             values.trace.mkdir(parents=True, exist_ok=True)
-    with distributed.ending_together():
+    # Of several hosts one that stops amid the steps ends the others too, before its error is a usage error.
+    with flags.as_usage_errors(TooManyBadRecordsError, WorkerEndedError), distributed.ending_together():
         if values.compare:
             found = _compare(config, part, values.steps)
             text = report_comparison(found)
         else:
-            with flags.as_usage_errors(WorkerEndedError):
-                options = {"synthetic_data": values.synthetic, "trace": values.trace}
-                found = benchmark(config, values.steps, **options)
+            options = {"synthetic_data": values.synthetic, "trace": values.trace}
+            found = benchmark(config, values.steps, **options)
             text = report(found)
     if distributed.is_main():
         print(text)

@@ -168,6 +168,19 @@ def test_a_mistake_is_one_sentence(arguments, message, tmp_path, capsys):
     assert len(error.strip().splitlines()) == 1
 
 
+def test_media_that_cannot_be_used_are_said_in_a_sentence(tmp_path, capsys):
+    """They are met when the first batch is made, long after the dataset was opened."""
+    for i in range(3):
+        (tmp_path / f"{i}.mp4").write_bytes(b"no video")
+        (tmp_path / f"{i}.txt").write_text("a thing")
+    given = ["--config=tests/tiny_config.py", f"--out={tmp_path / 'found.json'}"]
+    given += [f"--config.data.path={tmp_path}", "--config.data.length_buckets=((16,16),)"]
+    assert flags.run(benchmark.main, given) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "media not decodable" in error
+
+
 @pytest.mark.parametrize(("platforms", "libtpu"), [("", True), ("cpu", True), ("", False)])
 def test_a_trace_that_would_end_the_process_is_refused(platforms, libtpu, monkeypatch):
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda _: libtpu or None)
