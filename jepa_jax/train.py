@@ -44,6 +44,9 @@ def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: epath.Path):
       ValueError: batch, mesh, data and tokenizers do not fit together.
       TooManyBadRecordsError: more records than `data.max_bad_fraction` cannot be used.
     """
+    # Not in the config: what a step of one pair costs may be asked.
+    if config.loss.objective == "info_nce" and config.batch_size * config.data.pairs_per_clip == 1:
+        raise ValueError("loss.objective='info_nce' tells a pair from others: set batch_size to 2 or more")
     check_batch(config.batch_size, mesh, config.micro_batches)
     tokenizers = load_tokenizers(config)
     sources = pipeline.open_sources(config.data, bad)

@@ -167,6 +167,12 @@ def test_a_work_directory_where_nothing_was_saved_may_be_removed(whole_run, data
     assert "remove this one: the run had saved nothing yet" in capsys.readouterr().err
 
 
+def test_a_single_pair_has_no_negatives(data_dir, tmp_path, capsys):
+    """Its loss is 0, and its gradient too: nothing would be trained."""
+    assert train_here(tmp_path / "run", data_dir, "--config.batch_size=1", "--config.fsdp=1") == 2
+    assert "error: loss.objective='info_nce' tells a pair from others" in capsys.readouterr().err
+
+
 def test_a_mistake_is_one_sentence_and_status_2(data_dir, tmp_path):
     process = start(tmp_path / "run", data_dir, "--config.optim.learning_rat=1")
     output = process.communicate(timeout=120)[0]
