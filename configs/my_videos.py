@@ -10,7 +10,7 @@ Expected: the loss falls from 3.5 towards what your captions tell apart. 48 clip
 among them, were told apart within 120 steps of 1.1 s on two CPU cores, of which data took next to none. A
 model this small, from scratch, learns what is in the clips and does not know what it never saw. For that
 start from open weights: configs/open.py.
-Captions have no queries: ask the model "", as in model.answer(video, "", texts), or --query= of a command.
+Captions have no queries: ask the model "", as in model.answer(video, "", texts); commands do it themselves.
 On a TPU add --config.model.scan_layers=True, which compiles in two fifths of the time (CPUs run it slower).
 """
 

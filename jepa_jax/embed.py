@@ -116,8 +116,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="train", help="(default: train)")
     parser.add_argument(
         "--query",
-        default="describe the clip",
-        help="of each video; '' where the run had none (default: %(default)s)",
+        help="of each video (default: the run's, if it had one alone, or 'describe the clip')",
     )
     parser.add_argument("--out", type=flags.local_path, required=True, metavar="DIR")
     parser.add_argument("--part_rows", type=int, default=1024, help="videos to a part (default: 1024)")
@@ -138,8 +137,9 @@ def main(arguments: list[str]) -> int:
         if not isinstance(loaded, Model):
             raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can embed")
     config = loaded.config
+    query = loaded.default_query() if values.query is None else values.query
     with flags.as_usage_errors(ValueError), distributed.main_first():
-        loaded.check_query(values.query)
+        loaded.check_query(query)
         # Of a disk the whole path: who goes on with it, or searches, may stand in another folder.
         path = os.path.abspath(values.path) if values.path and is_local(values.path) else values.path
         where = {"dataset": values.dataset, "path": path, "split": values.split}
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
     manifest = Manifest(
         **where,
         source=collection.identity,
-        query=values.query,
+        query=query,
         model=checksum(loaded),
         frames=config.data.frames,
         size=config.model.embedding_size,

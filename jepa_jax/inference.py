@@ -49,8 +49,8 @@ def _embed_text(state, tokens, mask, graphdef):
     return nnx.merge(graphdef, state).embed_text(tokens, mask)
 
 
-# What the default data ask for a caption. A run on captions alone was asked "", and knows no other query.
-CAPTION_QUERY = "describe the clip"
+# What the default data ask for a caption, and what they ask for a name.
+CAPTION_QUERY, NAME_QUERY = "describe the clip", "what is it?"
 # Texts that the decoder offers for an embedding, and what the logarithm of their probability counts beside
 # the cosine of their own embedding: docs/decoding.md has the figures that both were chosen by.
 CANDIDATES = 8
@@ -64,8 +64,8 @@ class Model:
     and text positions, so that few programs are compiled and one clip costs one row.
 
     A video is [B, T, H, W, C] uint8 RGB frames or, where many questions are asked about it, what
-    `encode_video` made of them. A query is one text for all videos, or a list of one for each: what the
-    run was asked, which is "" where its data have captions alone.
+    `encode_video` made of them. A query is one text for all videos, or a list of one for each; None stands
+    for `default_query`.
 
     Attributes:
       home: the folder it was loaded from, a run's work directory or converted weights; None without.
@@ -74,6 +74,8 @@ class Model:
     Args:
       decoder: the folder of its decoder (default: `home`/decoder).
       learned_with: `identity_of` the tokenizers that its texts were split with; None where nobody knows.
+      only_query: that which all of its run's data have, "" where they are captions alone; None where they
+        have several, or nobody knows.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Model:
         step: int | None = None,
         decoder: epath.Path | None = None,
         learned_with: str | None = None,
+        only_query: str | None = None,
     ):
         self.config = config
         self.home = home
@@ -93,6 +96,7 @@ class Model:
         self._decoder = home / "decoder" if decoder is None and home is not None else decoder
         self._given_tokenizers = tokenizers
         self._learned_with = learned_with
+        self._only_query = only_query
         self._origin: Model | None = None
         self._lengths = config.data.length_buckets[-1]
         self._graphdef, self._state = nnx.split(model)
@@ -103,8 +107,9 @@ class Model:
 
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration, tokenizers and decoder around other weights of the same architecture."""
-        known = {"home": self.home, "step": self.step, "learned_with": self._learned_with}
-        other = Model(model, self.config, self._given_tokenizers, decoder=self._decoder, **known)
+        known = {"home": self.home, "step": self.step, "decoder": self._decoder}
+        known |= {"learned_with": self._learned_with, "only_query": self._only_query}
+        other = Model(model, self.config, self._given_tokenizers, **known)
         other._origin = self
         return other
 
@@ -178,6 +183,11 @@ class Model:
         """Visual tokens S_V, to ask about as often as one likes: [B, T, H, W, C] uint8 -> [B, N, D]."""
         return self._batched(_encode, checked_frames(frames))
 
+    def default_query(self, otherwise: str = CAPTION_QUERY) -> str:
+        """What is asked where nothing is said: the only query that the model has learnt or, of those of the
+        default data, `otherwise`. Under one that it has never seen, it answers far worse."""
+        return otherwise if self._only_query is None else self._only_query
+
     def check_query(self, query: str) -> None:
         """Raise ValueError if a query is longer than the model takes, or no text."""
         if not isinstance(query, str):
@@ -228,12 +238,12 @@ class Model:
         """`predict` of frames: [B, T, H, W, C] uint8 RGB -> [B, E] float32 unit vectors."""
         return self.predict(self.encode_video(frames), query)
 
-    def embed_image(self, images: np.ndarray, query: str | list[str] = CAPTION_QUERY) -> np.ndarray:
+    def embed_image(self, images: np.ndarray, query: str | list[str] | None = None) -> np.ndarray:
         """The same of still images: [B, H, W, C] uint8 RGB -> [B, E] float32 unit vectors."""
         images = one_array(images, "images")
         if images.ndim != 4:
             raise ValueError(f"images must be [B, H, W, 3] uint8, got {images.shape} {images.dtype}")
-        return self.embed_video(images[:, None], query)
+        return self.embed_video(images[:, None], self.default_query() if query is None else query)
 
     def embed_text(self, texts: list[str]) -> np.ndarray:
         """Embeddings of texts, S_Y: B texts -> [B, E] float32 unit vectors. A text longer than the last
@@ -250,12 +260,13 @@ class Model:
         self,
         video: np.ndarray,
         labels: list[str],
-        query: str | list[str] = "what is it?",
+        query: str | list[str] | None = None,
         templates: tuple[str, ...] = ("{}",),
     ) -> np.ndarray:
         """How near each label is to the answer: cosines [B, labels] float32; the nearest is the class.
 
         Args:
+          query: None stands for `default_query("what is it?")`.
           templates: a label's embedding is the mean of those of its phrasings, "{}" being the label.
 
         Raises:
@@ -266,6 +277,7 @@ class Model:
             checked_texts(templates, "list of templates"),
         )
         phrasings = [phrased(label, templates) for label in labels]
+        query = self.default_query(NAME_QUERY) if query is None else query
         return self.predict(video, query) @ class_embeddings(self.embed_text, phrasings).T
 
     def answer(
@@ -275,9 +287,9 @@ class Model:
         writes; `how` is `decode`'s."""
         return self.decode(self.predict(video, question), bank=candidates, **how)
 
-    def caption(self, video: np.ndarray, query: str | list[str] = CAPTION_QUERY, **how) -> list[str]:
+    def caption(self, video: np.ndarray, query: str | list[str] | None = None, **how) -> list[str]:
         """A caption for each video, written by the decoder; `how` is `decode`'s."""
-        return self.answer(video, query, **how)
+        return self.answer(video, self.default_query() if query is None else query, **how)
 
     def decode(self, embeddings: np.ndarray, *, bank: list[str] | None = None, **how) -> list[str]:
         """The texts that embeddings stand for: [B, E], of any length but 0 -> B texts.
@@ -327,7 +339,7 @@ class Model:
         self,
         frames: Iterable[np.ndarray],
         rate: float,
-        query: str = CAPTION_QUERY,
+        query: str | None = None,
         *,
         window: float = 2.0,
         bank: Sequence[str] | None = None,
@@ -351,6 +363,7 @@ class Model:
             long, no text in the bank.
           UsageError: there is no decoder and no bank.
         """
+        query = self.default_query() if query is None else query
         self.check_query(query)
         speak = Written(self) if bank is None else NearestText(self, checked_texts(bank, "bank of texts"))
         windows, renewal = look(self, from_arrays(frames, rate), query, window=window)
@@ -468,5 +481,5 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
         config = run_config(home)
         graphdef, template = abstract_state(config, mesh)
         step, params, data = restore_run(home, step, config, to_items(template)["params"])
-    known = {"home": home, "step": step, "learned_with": data.get("tokenizers")}
-    return Model(nnx.merge(graphdef, params), config, decoder=folder, **known)
+    known = {"learned_with": data.get("tokenizers"), "only_query": data.get("query")}
+    return Model(nnx.merge(graphdef, params), config, home=home, step=step, decoder=folder, **known)

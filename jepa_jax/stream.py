@@ -130,8 +130,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--query",
-        default="describe the clip",
-        help=f"what the model is asked; '' where the run had no queries {_DEFAULT}",
+        help="what the model is asked (default: the run's, if it had one alone, or 'describe the clip')",
     )
     parser.add_argument("--out", type=flags.local_path, default="watched", metavar="DIR", help=_DEFAULT)
     parser.add_argument(
@@ -189,8 +188,9 @@ def main(arguments: list[str]) -> int:
         raise flags.UsageError(
             f"{values.checkpoint} has no decoder to write texts: name a --bank of them, or a --decoder"
         )
+    query = model.default_query() if values.query is None else values.query
     with flags.as_usage_errors(ValueError):
-        model.check_query(values.query)
+        model.check_query(query)
         check_rate(values.frames or model.config.data.frames, values.window)
     out = values.out
     with flags.as_usage_errors(OSError):
@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> int:
     watch = Watch(speak, events, Timeline(), Latency(values.batch))
     frames = watch.timeline.pass_on(open_video(values.video, device=values.device))
     settings = {"window": values.window, "step": values.step, "size": values.frames, "batch": values.batch}
-    windows, renewal = look(model, frames, values.query, **settings)
+    windows, renewal = look(model, frames, query, **settings)
     stopped, status = None, 1
     try:
         if values.offline:

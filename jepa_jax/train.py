@@ -25,6 +25,7 @@ from jepa_jax.config import Config
 from jepa_jax.data import advice, features, pipeline
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.loader import Loader, WorkerEndedError
+from jepa_jax.data.sources.selection import only_query
 from jepa_jax.data.tokenizer import load_tokenizers
 from jepa_jax.evaluation.clips import open_split
 from jepa_jax.evaluation.emoji_motion import TASKS
@@ -97,6 +98,8 @@ def train(config: Config, workdir: epath.Path) -> int:
         distributed.check_shared(workdir)
         identity = loop.identity_of(sources, tokenizers)
         loop.check_inputs(identity, initial, evaluation=evaluated)
+        if (query := only_query(sources)) is not None:
+            identity["query"] = query  # what the model is to be asked later
     with (
         taken,
         jax.set_mesh(mesh),

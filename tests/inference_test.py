@@ -77,6 +77,19 @@ def test_another_tokenizer_than_in_training_is_said(other, warnings, parts, capl
     assert len(caplog.messages) == warnings
 
 
+@pytest.mark.parametrize("only", [None, "", "which thing?"])
+def test_what_is_not_said_is_what_the_run_asked(only, parts, frames):
+    """Under a query that it has never seen, a model answers far worse."""
+    net, config, tokenizers = parts
+    model = inference.Model(net, config, tokenizers, only_query=only)
+    for one in (model, model.with_weights(net)):
+        name, caption = ("what is it?", "describe the clip") if only is None else (only, only)
+        found, expected = (one.classify(frames, ["a", "b"], *query) for query in ([], [name]))
+        np.testing.assert_array_equal(found, expected)
+        found, expected = (one.embed_image(frames[:, 0], *query) for query in ([], [caption]))
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_the_batch_size_changes_nothing(parts, model, frames):
     net, config, tokenizers = parts
     whole = dataclasses.replace(config, eval=EvalConfig(batch_size=CLIPS))

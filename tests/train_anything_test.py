@@ -93,14 +93,17 @@ def test_a_mixture_with_bad_records_trains_and_is_evaluated(sources, tmp_path, c
     assert (workdir / "retrieval.png").stat().st_size > 1000
     # The position is the next step, counted from 0.
     position = workdir / "checkpoints" / "4" / "data" / "metadata"
-    assert json.loads(position.read_text())["step"] == 4
-    # Where it goes on with other records, it says so.
-    sources["b", "all"] = Records([example(i) for i in range(40, 80)])
+    known = json.loads(position.read_text())
+    assert known["step"] == 4
+    assert "query" not in known  # there are several
+    # Where it goes on with other records, it says so. These have one query, which is kept.
+    captions = Records([record(i, Pair(query="", targets=(f"a cat {i}",))) for i in range(40)])
+    sources["a", "train"] = sources["b", "all"] = captions
     caplog.clear()
-    assert (
-        run(dataclasses.replace(CONFIG, eval=EvalConfig(validation_split="held_out")), workdir, tmp_path) == 0
-    )
+    longer = dataclasses.replace(CONFIG, eval=EvalConfig(validation_split="held_out"), steps=5)
+    assert run(longer, workdir, tmp_path) == 0
     assert "the data has changed since step 4" in caplog.text
+    assert json.loads((workdir / "checkpoints/5/data/metadata").read_text())["query"] == ""
 
 
 def test_too_many_bad_records_end_the_run_with_status_1_and_a_sentence(

@@ -36,7 +36,8 @@ def write_run(workdir, config, state):
     workdir.mkdir(exist_ok=True)
     (workdir / "config.json").write_text(flags.config_to_json(config))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
-    checkpointer.save(RUN_STEP, to_items(state), {}, {"loss": 0.0})
+    # As training leaves it where its data have captions alone.
+    checkpointer.save(RUN_STEP, to_items(state), {"query": ""}, {"loss": 0.0})
     checkpointer.close()
     return workdir
 
@@ -72,6 +73,7 @@ def test_it_learns_and_is_found_beside_its_run(trained):
     assert len(loss) == tiny_decoder.steps
     assert np.mean(loss[-5:]) < np.mean(loss[:5]) - 0.5
     model = jepa_jax.load(trained)
+    assert model.default_query() == ""
     assert model.has_decoder
     assert model.decoder.config == dataclasses.replace(tiny_decoder, run_step=RUN_STEP)
     embeddings = model.embed_text(["a dog spins", "two", "yes"])

@@ -1,6 +1,7 @@
 """Which of many records are kept, in memory that is of those that are not."""
 
 import bisect
+import contextlib
 import hashlib
 import tempfile
 from array import array
@@ -31,6 +32,19 @@ def sample_of(source: Source) -> str:
         except BadRecordError as error:
             found.update(error.cause.encode())
     return found.hexdigest()[:16]
+
+
+def only_query(sources: Iterable[Source]) -> str | None:
+    """The query that all of some records have, "" where they are captions alone; None if they differ."""
+    found = None
+    for source in sources:
+        for number in spread(len(source), _SAMPLED):
+            with contextlib.suppress(BadRecordError):
+                for pair in source.pairs(number):
+                    if found not in (None, pair.query):
+                        return None
+                    found = pair.query
+    return found
 
 
 class Kept(Sequence[int]):

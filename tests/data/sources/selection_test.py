@@ -5,7 +5,9 @@ import collections
 import numpy as np
 import pytest
 
+from jepa_jax.data.records import BadRecordError, Pair
 from jepa_jax.data.sources import selection
+from tests.records import Records, record
 
 
 @pytest.mark.parametrize("removed", [[], [0], [9], [0, 1, 2, 5, 9], list(range(10))])
@@ -15,6 +17,27 @@ def test_kept_are_those_that_are_not_removed(removed):
     for index in (-1, len(kept)):
         with pytest.raises(IndexError):
             kept[index]
+
+
+def of_queries(*queries: str | None) -> Records:
+    """A record for each; None is one whose text cannot be read."""
+    bad = BadRecordError("text not UTF-8", "clip")
+    made = [bad if q is None else record(0, Pair(query=q, targets=("a cat",))) for q in queries]
+    return Records(made)
+
+
+@pytest.mark.parametrize(
+    ("sources", "query"),
+    [
+        ([["", None, ""]], ""),
+        ([["what?"] * 20, [None], ["what?"]], "what?"),
+        ([["", "", "what?"]], None),
+        ([[""], ["what?"]], None),
+        ([[None]], None),
+    ],
+)
+def test_the_only_query_of_all(sources, query):
+    assert selection.only_query([of_queries(*queries) for queries in sources]) == query
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 2**18])
