@@ -1,7 +1,6 @@
 """The frames that a video has, as its container lists them: without decoding."""
 
 import dataclasses
-import heapq
 from typing import BinaryIO
 
 import numpy as np
@@ -104,15 +103,10 @@ def _begins_again(packets: list[tuple], container: InputContainer, stream: Video
     if container.format.name == "mpegts" and (np.diff(decoded) < 0).any():
         return True
     most = 2 * REORDER if has_fields(stream) else REORDER
-    latest: list[int] = []  # the latest times so far, the earliest of them first
-    for pts, *_ in packets:
-        if len(latest) <= most:
-            heapq.heappush(latest, pts)
-        elif pts < latest[0]:
-            return True
-        else:
-            heapq.heapreplace(latest, pts)
-    return False
+    # How many more packets come before one than are shown before it: no more than those before it that are
+    # shown later, and just as many if none after it is shown earlier.
+    order = np.argsort([pts for pts, *_ in packets], kind="stable")
+    return bool((order - np.arange(len(order)) > most).any())
 
 
 def has_fields(stream: VideoStream) -> bool:
