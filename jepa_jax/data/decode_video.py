@@ -40,6 +40,8 @@ _FILTER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FU
 _SKIPPING = ("h264", "hevc")
 # So few frames are decoded rather than sought past: a new start costs about as much.
 _WORTH_A_SEEK = 8
+# From how many keyframes before a frame it is tried to decode it, one after the other.
+_BACK = (0, 1, 2, 4, 8)
 
 
 def read_video(
@@ -135,9 +137,9 @@ def _by_time(container, stream, index: Index, times: list[int], fit: Fit) -> dic
         last_key = key
     found = {}
     for key, run in runs:
-        # What is marked as a keyframe need not be one: if the frame does not come, once more from the
-        # one before.
-        for first in dict.fromkeys((key, max(key - 1, 0))):
+        # What is marked as a keyframe need not be one, and nothing is shown there of a picture that is
+        # renewed piece by piece: if the frame does not come, once more from one before.
+        for first in dict.fromkeys(max(key - back, 0) for back in _BACK):
             packets = _from_key(container, stream, index, first, run[0])
             if packets is None:
                 return None

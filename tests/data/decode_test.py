@@ -230,6 +230,16 @@ def test_a_picture_that_is_renewed_piece_by_piece():
     assert read_numbers(content, 2, start=65 / 25, end=67 / 25) == [65, 66]
 
 
+@pytest.mark.parametrize("container", ["mp4", "mpegts"])
+def test_a_picture_that_is_renewed_more_slowly_than_decoding_can_begin(container):
+    """With B-frames the next such points come before all of the picture is new."""
+    options = {"x264-params": "intra-refresh=1:keyint=5:bframes=8"}
+    content = clips.clip(60, container=container, options=options)
+    for first in range(0, 60, 7):
+        assert read_numbers(content, 1, start=first / 25, end=(first + 1) / 25) == [first]
+    assert read_numbers(content, 5) == [6, 18, 30, 42, 54]
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_a_recording_that_begins_anywhere_is_sampled_from_its_first_keyframe_on(codec):
     whole = clips.clip(50, container="mpegts", codec=codec, options={"g": "11", "bf": "0"})
