@@ -210,6 +210,7 @@ def _run(
         missing.discard(packet.pts)
         later += packet.pts is not None and packet.pts > times[-1]
         is_over = not missing or later > (2 * REORDER if in_fields else REORDER)
+        is_over = is_over and (shown is not None or not is_start)
         if is_over and not is_second:
             break
     else:

@@ -240,6 +240,13 @@ def test_a_picture_that_is_renewed_more_slowly_than_decoding_can_begin(container
     assert read_numbers(content, 5) == [6, 18, 30, 42, 54]
 
 
+def test_a_recording_of_a_picture_that_is_renewed_piece_by_piece_shows_nothing_at_first():
+    options = {"x264-params": "intra-refresh=1:keyint=30:bframes=0"}
+    content = clips.clip(100, container="mpegts", options=options)[188 * 40 :]
+    first = 100 - len(clips.full_decode(content))
+    assert read_numbers(content, 1, end=0.04) == [first]
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_a_recording_that_begins_anywhere_is_sampled_from_its_first_keyframe_on(codec):
     whole = clips.clip(50, container="mpegts", codec=codec, options={"g": "11", "bf": "0"})
