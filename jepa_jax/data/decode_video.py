@@ -154,15 +154,15 @@ def _by_time(container, stream, index: Index, times: list[int], fit: Fit) -> dic
 
 
 def _from_key(container, stream, index: Index, key: int, time: int) -> Iterator[Packet] | None:
-    """The packets from a keyframe on, or from one before it, that is not shown after `time`; None if no
-    seek finds one."""
+    """The packets from a keyframe on, or from one before it, that is not shown after `time`, but for the
+    first; None if no seek finds one."""
     # Where a seek ends too late, an earlier one is tried.
     for first in dict.fromkeys((key, max(key - 1, 0), 0)):
         container.seek(int(index.seeks[first]), stream=stream)
         packets = container.demux(stream)
         for packet in packets:
             if packet.is_keyframe and packet.pts is not None and packet.pts >= index.keys[first]:
-                if packet.pts <= time:
+                if packet.pts <= max(time, index.keys[0]):
                     return itertools.chain([packet], packets)
                 break
     return None

@@ -1,6 +1,7 @@
 """The frames that a video has, as its container lists them: without decoding."""
 
 import dataclasses
+import itertools
 from typing import BinaryIO
 
 import numpy as np
@@ -89,7 +90,9 @@ def _scanned(container: InputContainer, stream: VideoStream) -> Index:
     packets.sort(key=lambda packet: packet[0])
     times = np.array([pts for pts, *_ in packets])
     stop = packets[-1][0] + packets[-1][2] if packets else 0
-    keys = [packet for packet in packets if packet[3]]
+    # An edit list may hide the keyframe that the first frames need.
+    hidden = [packet for _, packet in itertools.takewhile(lambda each: each[0], every[first:])]
+    keys = [packet for packet in hidden + packets if packet[3] and packet[0] is not None]
     # Seeks are by times of decoding, but in Matroska.
     seek = 0 if container.format.name.startswith("matroska") else 1
     seeks = np.array([key[seek] if key[seek] is not None else key[0] for key in keys])

@@ -247,6 +247,31 @@ def test_a_recording_of_a_picture_that_is_renewed_piece_by_piece_shows_nothing_a
     assert read_numbers(content, 1, end=0.04) == [first]
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3"}),
+        ("libx265", {"x265-params": "log-level=none:open-gop=1:keyint=12:bframes=3"}),
+        ("mpeg2video", {"g": "12", "bf": "2"}),
+    ],
+)
+def test_a_segment_whose_first_packets_need_the_one_before(codec, options):
+    """Frames that are shown before the first keyframe, and others at their own times none the less."""
+    whole = clips.clip(60, container="mpegts", codec=codec, options=options)
+    with av.open(io.BytesIO(whole)) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.size]
+    places = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+    content = whole[packets[places[1]].pos :]
+    first = min(packet.pts for packet in packets[places[1] :])
+    hidden = (packets[places[1]].pts - first) // 3600
+    assert hidden > 0
+    key = 60 - len(clips.full_decode(content))
+    assert read_numbers(content, 2, end=2 / 25) == [key, key]
+    count = 60 - key + hidden
+    expected = [max(key - hidden + int((i + 0.5) * count / 16), key) for i in range(16)]
+    assert read_numbers(content, 16) == expected
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_a_recording_that_begins_anywhere_is_sampled_from_its_first_keyframe_on(codec):
     whole = clips.clip(50, container="mpegts", codec=codec, options={"g": "11", "bf": "0"})
