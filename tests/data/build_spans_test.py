@@ -125,6 +125,11 @@ def test_a_video_whose_packets_say_no_times_is_stored_whole():
     assert cut_span(Media(content=content, start=1.0, end=1.2), 2**24) is None
 
 
+def test_a_video_of_an_unknown_codec_is_stored_whole():
+    content = clips.clip().replace(b"avc1", b"none")
+    assert cut_span(Media(content=content, start=0.5, end=1.0), 2**24) is None
+
+
 def test_a_span_without_an_end_goes_to_the_end(tmp_path):
     make_video(tmp_path / "long.mp4", "libx264")
     content = (tmp_path / "long.mp4").read_bytes()

@@ -95,7 +95,9 @@ def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tup
             if not container.streams.video:
                 return None
             stream = container.streams.best("video")
-            if stream.start_time is None or container.format.name in WITHOUT_TIMES:
+            # Without a decoder nothing is known of the frames.
+            is_known = stream.codec_context is not None and stream.start_time is not None
+            if not is_known or container.format.name in WITHOUT_TIMES:
                 return None
             head = list(_head(container, stream))
             shown = [packet.pts for packet in head if packet.size and not packet.is_discard]
