@@ -112,6 +112,11 @@ def _begins_again(packets: list[tuple], container: InputContainer, stream: Video
     return bool((order - np.arange(len(order)) > most).any())
 
 
+def has_times(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether frames are known by their times, by a pass over the packets."""
+    return bool(len(_scanned(container, stream).keys))
+
+
 def has_fields(stream: VideoStream) -> bool:
     """Whether the two fields of a frame may be packets of their own, of which one frame comes out."""
     return stream.codec_context.name == "h264" and stream.codec_context.field_order != _PROGRESSIVE

@@ -125,6 +125,18 @@ def test_a_video_whose_packets_say_no_times_is_stored_whole():
     assert cut_span(Media(content=content, start=1.0, end=1.2), 2**24) is None
 
 
+@pytest.mark.parametrize("container", ["mpegts", "matroska"])
+def test_a_video_that_was_joined_of_files_is_stored_whole(container, tmp_path):
+    """What begins to count time again has several frames of a time."""
+    part = clips.clip(60, container=container)
+    path = epath.Path(tmp_path) / "joined"
+    path.write_bytes(part + part)
+    span = {"start": 1.0, "end": 1.2}
+    assert cut_span(Media(content=part, **span), 2**24) is not None
+    assert cut_span(Media(content=part + part, **span), 2**24) is None
+    assert cut_span(Media(content=path, **span), 2**24) is None
+
+
 def test_a_video_of_an_unknown_codec_is_stored_whole():
     content = clips.clip().replace(b"avc1", b"none")
     assert cut_span(Media(content=content, start=0.5, end=1.0), 2**24) is None

@@ -1,5 +1,6 @@
 """A span of a longer video, cut out without encoding anything again."""
 
+import functools
 import io
 import itertools
 import math
@@ -10,12 +11,14 @@ from typing import BinaryIO
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Discard
 from av.video.stream import VideoStream
+from etils import epath
 
 from jepa_jax.data.boxes import claimed_frames
 from jepa_jax.data.decode_video import CONTAINERS
 from jepa_jax.data.records import Media
-from jepa_jax.data.video_index import WITHOUT_TIMES, field_time, has_fields
+from jepa_jax.data.video_index import WITHOUT_TIMES, field_time, has_fields, has_times
 
 # How far before a span its keyframe is looked for, in seconds, then farther: what a container finds is a
 # keyframe by the order of decoding, which may be shown after the span begins.
@@ -23,6 +26,8 @@ _MARGINS = (1.0, 10.0, 60.0, math.inf)
 # Of so many frames one after another in a file the earliest is shown before all that follow: codecs hold back
 # 16 at most.
 _REORDER = 17
+# FFmpeg's readers that go on where another file begins.
+_JOINABLE = ("mpegts", "matroska,webm")
 # Seconds by which a cut's times may differ from those of the whole.
 _ROUNDED = 0.001
 
@@ -51,8 +56,8 @@ def cut_span(media: Media, max_bytes: int) -> Media | None:
       max_bytes: of the result.
 
     Returns:
-      None if it is no video or one that cannot be cut: without times, or the part is too large, no smaller,
-      or would show nothing at first.
+      None if it is no video or one that cannot be cut: without times, joined of files that each count time
+      anew, or the part is too large, no smaller, or would show nothing at first.
     """
     source = media.content
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
@@ -60,13 +65,15 @@ def cut_span(media: Media, max_bytes: int) -> Media | None:
         file.seek(0)
         try:
             found = _cut(file, media.start or 0.0, media.end, max_bytes)
-            if found is not None and _first_shown(found[0]) > (media.start or 0.0) - found[1] + _ROUNDED:
+            if found is None or len(found[0]) >= size:
+                return None
+            if _first_shown(found[0]) > (media.start or 0.0) - found[1] + _ROUNDED:
+                return None
+            if not (_is_timed(file) if isinstance(source, bytes) else _is_timed_at(source, size)):
                 return None
         # PyAV's errors are of many kinds, and this is no place to judge the video.
         except (av.FFmpegError, ValueError, TypeError):
             return None
-    if found is None or len(found[0]) >= size:
-        return None
     content, offset = found
     # What an edit list hides before the first frame is in the cut like any other frame.
     start = None if media.start is None and offset >= 0 else max((media.start or 0.0) - offset, 0.0)
@@ -85,6 +92,24 @@ def _first_shown(content: bytes) -> float:
         if first is None or first.pts is None:
             return math.inf
         return float((first.pts - (stream.start_time or 0)) * stream.time_base)
+
+
+def _is_timed(file: BinaryIO) -> bool:
+    """Whether a time is of one frame. It takes a pass over all packets of what may have been joined."""
+    file.seek(0)
+    with open_video(file) as container:
+        stream = container.streams.best("video")
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        return container.format.name not in _JOINABLE or has_times(container, stream)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_timed_at(path: epath.Path, size: int) -> bool:
+    """The same of a file, whose spans are often cut one after the other."""
+    with path.open("rb") as file:
+        return _is_timed(file)
 
 
 def _cut(file: BinaryIO, start: float, end: float | None, max_bytes: int) -> tuple[bytes, float] | None:
