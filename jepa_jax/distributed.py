@@ -4,6 +4,7 @@ import argparse
 import collections
 import contextlib
 import glob
+import importlib.util
 import json
 import os
 import secrets
@@ -42,7 +43,8 @@ def on_a_cluster(environ: Mapping[str, str]) -> bool:
     A laptop must not wait for others, so this asks for a number above one wherever there is one.
     """
     number = lambda name: int(environ.get(name, "1") or 1)
-    several_tpu_hosts = len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    tpu_hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
+    several_tpu_hosts = len(tpu_hosts.split(",")) > 1
     several_slices = number("MEGASCALE_NUM_SLICES") > 1
     slurm = "SLURM_JOB_ID" in environ and number("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in environ
     return several_tpu_hosts or several_slices or slurm or number("OMPI_COMM_WORLD_SIZE") > 1
@@ -61,12 +63,13 @@ def gpus_of_its_own(environ: Mapping[str, str]) -> list[int] | None:
 
 
 def _may_have_others() -> bool:
-    """A Cloud TPU machine whose metadata server knows the others. In Colab and in containers nobody is
+    """A Cloud TPU machine whose metadata server knows the others. In Colab, Kaggle and containers nobody is
     to be asked: there the environment names them, or there are none."""
+    told = ("TPU_SKIP_MDS_QUERY", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
     return (
         bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
         and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
-        and "TPU_SKIP_MDS_QUERY" not in os.environ
+        and not any(name in os.environ for name in told)
     )
 
 
@@ -78,7 +81,8 @@ def initialize(values: argparse.Namespace) -> None:
 
     Raises:
       UsageError: only some of the flags, or impossible ones; or JAX was used before, as in a notebook, and
-        there are others; or there is no device, or not as many on every host.
+        there are others; or it cannot find out who they are; or there is no device, or not as many on every
+        host.
     """
     _join(values)
     check_devices()
@@ -151,6 +155,22 @@ def _join(values: argparse.Namespace) -> None:
             raise flags.UsageError(
                 "JAX was used before the hosts of this run could find one another: start a new process"
             ) from error
+    except (ValueError, OSError) as error:
+        raise flags.UsageError(_who_are_the_others(first_line(error))) from error
+
+
+def _who_are_the_others(reason: str) -> str:
+    """A sentence where JAX cannot tell: it does not know each version of a manager (of Open MPI, 5), or no
+    metadata server answers, or there is no library for this TPU, without which it does not look."""
+    how = "give --coordinator, --processes and --process"
+    if _may_have_others():
+        if importlib.util.find_spec("libtpu") is None:
+            return (
+                "this machine has a TPU and libtpu, its library, is not installed: pip install "
+                "'jepa_jax[tpu]', or set JAX_PLATFORMS=cpu to do without"
+            )
+        how = f"set TPU_SKIP_MDS_QUERY=1 if there are none, or {how}"
+    return f"JAX cannot find out who the other hosts of this run are ({reason}): {how}"
 
 
 def is_main() -> bool:

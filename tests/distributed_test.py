@@ -215,6 +215,9 @@ def test_a_host_says_what_it_waits_for(monkeypatch, capsys):
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1", "TPU_WORKER_ID": "1"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, True),
+        # Which JAX asks first; so has Kaggle it.
+        ({"TPU_PROCESS_ADDRESSES": "host-0:8476,host-1:8476"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "local"}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
         # An interactive allocation: nothing was started on the other nodes.
@@ -286,13 +289,60 @@ def test_a_machine_without_the_device_is_told_in_a_sentence(command, error, reas
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("skips", [False, True])
-def test_where_there_is_no_metadata_server_nobody_is_asked(skips, monkeypatch):
-    """Colab and containers say so."""
+# Colab and containers, Kaggle, GKE.
+TOLD = ("TPU_SKIP_MDS_QUERY", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+
+
+def on_a_tpu(monkeypatch, *told: str) -> None:
     monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"])
     monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
-    if skips:
-        monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    for name in TOLD:
+        monkeypatch.delenv(name, raising=False)
+    for name in told:
+        monkeypatch.setenv(name, "localhost")
+
+
+@pytest.mark.parametrize("name", [None, *TOLD])
+def test_where_there_is_no_metadata_server_nobody_is_asked(name, monkeypatch):
+    on_a_tpu(monkeypatch, *[name] * (name is not None))
+    assert distributed._may_have_others() is (name is None)
+
+
+@pytest.mark.parametrize(
+    ("tpu", "libtpu", "error", "sentence"),
+    [
+        # What JAX says of Open MPI 5.
+        (
+            False,
+            True,
+            ValueError("coordinator_address should be defined."),
+            "give --coordinator, --processes",
+        ),
+        (
+            True,
+            False,
+            ValueError("coordinator_address should be defined."),
+            "libtpu, its library, is not inst",
+        ),
+        # As of `requests`.
+        (
+            True,
+            True,
+            ConnectionError("Failed to resolve"),
+            r"resolve\): set TPU_SKIP_MDS_QUERY=1 if there are n",
+        ),
+    ],
+)
+def test_hosts_that_jax_cannot_find_are_a_sentence(tpu, libtpu, error, sentence, monkeypatch):
+    if tpu:
+        on_a_tpu(monkeypatch)
     else:
-        monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
-    assert distributed._may_have_others() is not skips
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: libtpu or None)
+    monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=error))
+    collectives = jax.config.jax_cpu_collectives_implementation
+    try:
+        with pytest.raises(flags.UsageError, match=sentence):
+            distributed.initialize(given())
+    finally:
+        jax.config.update("jax_cpu_collectives_implementation", collectives)
