@@ -32,7 +32,7 @@ from jepa_jax.evaluation.emoji_motion import TASKS
 from jepa_jax.inference import Model
 from jepa_jax.initial import open_initial
 from jepa_jax.metrics import NotFiniteError, plot_loss
-from jepa_jax.places import place
+from jepa_jax.places import is_local, place
 from jepa_jax.sharding import check_batch, make_mesh
 from jepa_jax.state import abstract_state, draw_state, from_items, to_items
 from jepa_jax.step import jit_train_step
@@ -63,6 +63,17 @@ def open_data(config: Config, mesh: Mesh, bad: BadRecords, workdir: epath.Path):
     return dataset, sources, tokenizers
 
 
+def keep_programs(workdir: epath.Path) -> None:
+    """A run that goes on does not compile again; several hosts read what the first wrote. Whoever has set
+    JAX's cache keeps it."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    if not is_local(workdir):
+        # XLA itself keeps there what it measured of a GPU's kernels: without a bucket, or it compiles nothing.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
 def train(config: Config, workdir: epath.Path) -> int:
     """Train to `config.steps`, going on from the work directory's last whole checkpoint, evaluate.
 
@@ -78,9 +89,7 @@ def train(config: Config, workdir: epath.Path) -> int:
       WorkerEndedError: one of `data.workers` died.
     """
     bad = loop.open_tally(config.data.max_bad_fraction, workdir)
-    if jax.config.jax_compilation_cache_dir is None:
-        # A run that goes on does not compile again; several hosts read what the first wrote.
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    keep_programs(workdir)
     # All that can be wrong with the configuration comes out before anything is written.
     with flags.as_usage_errors(ValueError, OSError):
         loop.check_hosts(config)

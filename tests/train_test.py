@@ -11,6 +11,8 @@ import time
 
 import jax
 import pytest
+from etils import epath
+from jax._src.compiler import get_compile_options
 
 from jepa_jax import flags, train
 from tests.processes import environment
@@ -40,6 +42,27 @@ def train_here(workdir: pathlib.Path, data_dir: pathlib.Path, *arguments: str) -
         return flags.run(train.main, [*given, *arguments])
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.mark.parametrize(
+    ("workdir", "set_before", "of_gpus"),
+    [("/runs/one", None, True), ("gs://bucket/one", None, False), ("gs://bucket/one", "/mine", True)],
+)
+def test_xla_keeps_nothing_of_its_own_in_a_bucket(workdir, set_before, of_gpus):
+    """With a place beyond its file systems it would compile nothing for a GPU."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update(names[0], set_before)
+        train.keep_programs(epath.Path(workdir))
+        cache = set_before or f"{workdir}/compilation_cache"
+        assert jax.config.jax_compilation_cache_dir == cache
+        options = get_compile_options(num_replicas=1, num_partitions=1)
+        found = options.executable_build_options.debug_options.xla_gpu_per_fusion_autotune_cache_dir
+        assert found == (f"{cache}/xla_gpu_per_fusion_autotune_cache_dir" if of_gpus else "")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def finish(process: subprocess.Popen) -> str:
