@@ -6,10 +6,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jepa_jax.models.attention_cpu import blockwise_attention, dense_attention
 from jepa_jax.models.attention_tpu import splash_attention
-from jepa_jax.models.sharded import device_platform, is_local
+from jepa_jax.models.sharded import device_kind, device_platform, is_local
 
 # From so many positions on, a kernel that keeps the logits in fast memory is worth its set-up.
 _MIN_LENGTH = {"tpu": 128, "gpu": 128, "cpu": 512}
+# TPUs on which Pallas' compiler refuses splash's products of bfloat16.
+_WITHOUT_BFLOAT16 = ("TPU v2", "TPU v3")
 
 
 def attention(
@@ -94,7 +96,8 @@ def choose_backend(length: int, head_size: int, dtype, *, looks_ahead: bool = Fa
     if not long:
         return "xla"
     if platform == "tpu":
-        return "splash"
+        refused = dtype == jnp.bfloat16 and device_kind() in _WITHOUT_BFLOAT16
+        return "xla" if refused else "splash"
     taken = dtype in (jnp.bfloat16, jnp.float16) and head_size % 8 == 0 and head_size <= 128
     return "cudnn" if taken and not looks_ahead and _has_cudnn() else "xla"
 

@@ -30,6 +30,13 @@ def device_platform() -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
+def device_kind() -> str:
+    """What JAX calls the devices of the mesh in context, "TPU v5 lite" for one, as `device_platform`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
 def shard_batch(x: jax.Array) -> jax.Array:
     """Pin the first axis of an activation to every axis of the mesh in context.
 

@@ -173,10 +173,11 @@ def chosen(
     dtype=jnp.bfloat16,
     devices: int = 1,
     capability: str | None = None,
+    kind: str = "",
     **more,
 ) -> str:
     """On a mesh of some platform; what it is read from is JAX's description of the mesh."""
-    device = type("Device", (), {"platform": platform})
+    device = type("Device", (), {"platform": platform, "device_kind": kind})
     mesh = type("Mesh", (), {"empty": False, "size": devices, "axis_types": (), "abstract_device": device})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
@@ -192,6 +193,9 @@ def chosen(
         ("tpu", 1024, {}, "splash"),
         ("tpu", 127, {}, "xla"),
         ("tpu", 1024, {"devices": 8}, "xla"),
+        ("tpu", 1024, {"kind": "TPU v5 lite"}, "splash"),
+        ("tpu", 1024, {"kind": "TPU v3"}, "xla"),
+        ("tpu", 1024, {"kind": "TPU v3", "dtype": jnp.float32}, "splash"),
         ("cuda", 1024, {}, "cudnn"),
         ("cuda", 1024, {"dtype": jnp.float32}, "xla"),
         ("cuda", 1024, {"size": 256}, "xla"),
