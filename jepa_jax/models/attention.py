@@ -10,6 +10,8 @@ from jepa_jax.models.sharded import device_kind, device_platform, is_local
 
 # From so many positions on, a kernel that keeps the logits in fast memory is worth its set-up.
 _MIN_LENGTH = {"tpu": 128, "gpu": 128, "cpu": 512}
+# cuDNN works through so many keys at a time.
+_CUDNN_TILE = 128
 # TPUs on which Pallas' compiler refuses splash's products of bfloat16.
 _WITHOUT_BFLOAT16 = ("TPU v2", "TPU v3")
 
@@ -157,8 +159,11 @@ def _cudnn_attention(q, k, v, valid, *, window: int | None, causal: bool, scale:
     a causal one."""
     b, length = q.shape[:2]
     lengths = None if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
+    if lengths is None and length % _CUDNN_TILE:
+        # Untold, its backward pass may take what is behind the last key for keys: NaN, on an H100 for one
+        # (NVIDIA/cudnn-frontend, issue 160 and pull request 628).
+        lengths = jnp.full((b,), length, jnp.int32)
     if length % 2:  # JAX trains with even lengths alone
-        lengths = jnp.full((b,), length, jnp.int32) if lengths is None else lengths
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
     out = jax.nn.dot_product_attention(
         q,

@@ -1,6 +1,7 @@
 """Attention and its masks against the textbook, in every back end that runs here."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,14 @@ def test_cudnn_takes_it_to_train_with(case, length, prepares_for_gpus):
     inputs = [x.astype(jnp.bfloat16) for x in random_inputs(length, SIZE)]
     program = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*inputs).lower(lowering_platforms=("cuda",))
     assert "cudnn$fmhaSoftmaxBackward" in program.as_text()
+
+
+@pytest.mark.parametrize(("length", "mask"), [(256, "NO_MASK"), (192, "PADDING"), (257, "PADDING")])
+def test_cudnn_is_told_lengths_that_fill_no_tile(length, mask, prepares_for_gpus):
+    attend = lambda *inputs: entry._cudnn_attention(*inputs, None, window=None, causal=False, scale=0.1)
+    inputs = [x.astype(jnp.bfloat16) for x in random_inputs(length, SIZE)]
+    program = jax.jit(attend).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+    assert re.search(r"mask_type\\22: \\22(\w+)\\22", program)[1] == mask
 
 
 def test_what_the_compiler_splits_over_devices_takes_xla_s_path_and_what_one_device_holds_a_kernel():
