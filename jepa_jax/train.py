@@ -70,7 +70,7 @@ def keep_programs(workdir: epath.Path) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
     if not is_local(workdir):
-        # XLA itself keeps there what it measured of a GPU's kernels: without a bucket, or it compiles nothing.
+        # There XLA itself would keep what it measured of a GPU's kernels: not in a bucket, and it would end.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 

@@ -6,7 +6,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jepa_jax.models.attention_cpu import blockwise_attention, dense_attention
 from jepa_jax.models.attention_tpu import splash_attention
-from jepa_jax.models.sharded import device_kind, device_platform, is_local
+from jepa_jax.models.sharded import (
+    device_kind,
+    device_platform,
+    is_local,
+    on_own_rows,
+    rows_divide,
+)
 
 # From so many positions on, a kernel that keeps the logits in fast memory is worth its set-up.
 _MIN_LENGTH = {"tpu": 128, "gpu": 128, "cpu": 512}
@@ -45,7 +51,8 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if window is not None and length <= window + 1:
         window = everywhere = None  # it holds all there is
-    backend = choose_backend(length, q.shape[-1], q.dtype, looks_ahead=window is not None and not causal)
+    looks_ahead = window is not None and not causal
+    backend = choose_backend(length, q.shape[-1], q.dtype, rows=q.shape[0], looks_ahead=looks_ahead)
     if backend in ("xla", "dense"):
         mask = attention_mask(length, valid=valid, window=window, everywhere=everywhere, causal=causal)
         kernel = dense_attention if backend == "dense" else _xla_attention
@@ -54,15 +61,19 @@ def attention(
         backend
     ]
 
-    def run(window):
-        return lambda q, k, v: kernel(q, k, v, valid, window=window, causal=causal, scale=scale)
+    traced = {"valid": valid, "everywhere": everywhere}
 
-    # Kernels are built for one mask: a stack whose layers differ runs one of two.
-    out = (
-        run(window)(q, k, v)
-        if everywhere is None
-        else jax.lax.cond(everywhere, run(None), run(window), q, k, v)
-    )
+    def attend(q, k, v, traced):
+        def run(window):
+            masked = {"window": window, "causal": causal, "scale": scale}
+            return lambda q, k, v: kernel(q, k, v, traced.get("valid"), **masked)
+
+        # Kernels are built for one mask: a stack whose layers differ runs one of two.
+        if "everywhere" in traced:
+            return jax.lax.cond(traced["everywhere"], run(None), run(window), q, k, v)
+        return run(window)(q, k, v)
+
+    out = on_own_rows(attend)(q, k, v, {name: x for name, x in traced.items() if x is not None})
     # Splash names its own results, of which the log-sum-exp is one.
     return out if backend == "splash" else checkpoint_name(out, "attention")
 
@@ -80,17 +91,18 @@ def attention_to_cache(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Ar
     return _xla_attention(q, k, v, visible[None], scale=q.shape[-1] ** -0.5)
 
 
-def choose_backend(length: int, head_size: int, dtype, *, looks_ahead: bool = False) -> str:
+def choose_backend(length: int, head_size: int, dtype, *, rows: int, looks_ahead: bool = False) -> str:
     """The one place that decides: "splash", "cudnn", "blockwise", "dense" or "xla".
 
-    Short sequences are XLA's own but on a CPU, and so are arrays that the compiler splits over devices:
-    the kernels are for what one device holds.
+    Short sequences are XLA's own but on a CPU. Of arrays that the compiler splits over devices each runs the
+    kernel on its own rows, for which they must divide; on CPUs they are XLA's own.
 
     Args:
+      rows: of the batch.
       looks_ahead: through a window with positions on both sides, which cuDNN has not.
     """
     platform = device_platform()
-    if not is_local():
+    if not is_local() and (platform == "cpu" or not rows_divide(rows)):
         return "xla"
     long = length >= _MIN_LENGTH.get(platform, length + 1)
     if platform == "cpu":

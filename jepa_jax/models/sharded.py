@@ -2,10 +2,12 @@
 
 A training step runs the model under `shard_map`: every device sees its own rows of the batch and its
 own share of each parameter, and the collectives are those written here. Elsewhere (evaluation, one
-device) arrays are whole to the program, and the compiler moves what it must.
+device) arrays are whole to the program, and the compiler moves what it must; attention's kernels are for what
+one device holds there too.
 """
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 # The axis of the mesh over which parameters are split.
@@ -35,6 +37,26 @@ def device_kind() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return (jax.devices()[0] if device is None else device).device_kind
+
+
+def rows_divide(rows: int) -> bool:
+    """Whether every device of the mesh in context gets as many rows of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or rows % mesh.size == 0
+
+
+def on_own_rows(function):
+    """A function of trees of arrays with the batch as their first axis, of which each device computes its own
+    rows, where arrays are whole to the program; what has no axis is whole on all of them."""
+    if is_local():
+        return function
+    rows = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
+
+    def call(*trees):
+        specs = jax.tree.map(lambda x: rows if jnp.ndim(x) else PartitionSpec(), trees)
+        return jax.shard_map(function, in_specs=specs, out_specs=rows, check_vma=False)(*trees)
+
+    return call
 
 
 def shard_batch(x: jax.Array) -> jax.Array:

@@ -175,6 +175,7 @@ def chosen(
     devices: int = 1,
     capability: str | None = None,
     kind: str = "",
+    rows: int = 8,
     **more,
 ) -> str:
     """On a mesh of some platform; what it is read from is JAX's description of the mesh."""
@@ -185,7 +186,7 @@ def chosen(
         if capability is not None:
             here = type("Device", (), {"compute_capability": capability})
             patch.setattr(jax, "local_devices", lambda: [here])
-        return choose_backend(length, size, dtype, **more)
+        return choose_backend(length, size, dtype, rows=rows, **more)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,8 @@ def chosen(
     [
         ("tpu", 1024, {}, "splash"),
         ("tpu", 127, {}, "xla"),
-        ("tpu", 1024, {"devices": 8}, "xla"),
+        ("tpu", 1024, {"devices": 8}, "splash"),
+        ("tpu", 1024, {"devices": 8, "rows": 12}, "xla"),
         ("tpu", 1024, {"kind": "TPU v5 lite"}, "splash"),
         ("tpu", 1024, {"kind": "TPU v3"}, "xla"),
         ("tpu", 1024, {"kind": "TPU v3", "dtype": jnp.float32}, "splash"),
@@ -261,11 +263,38 @@ def test_cudnn_is_told_lengths_that_fill_no_tile(length, mask, prepares_for_gpus
     assert re.search(r"mask_type\\22: \\22(\w+)\\22", program)[1] == mask
 
 
-def test_what_the_compiler_splits_over_devices_takes_xla_s_path_and_what_one_device_holds_a_kernel():
+@pytest.mark.parametrize("everywhere", [None, False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_each_device_runs_the_kernel_on_its_own_rows(case, everywhere):
+    """As at the end of a training on several accelerators, where arrays are whole to the program."""
+    options = {"valid": None, "window": None, "causal": False} | CASES[case]
+    valid, inputs = options.pop("valid"), random_inputs(LONG, SIZE)
+    traced = {"valid": valid, "everywhere": everywhere}
+    traced = {name: jnp.asarray(x) for name, x in traced.items() if x is not None}
+
+    def loss(inputs, traced):
+        out = through("blockwise")(*inputs, **traced, **options, scale=0.1)
+        counted = jnp.ones((B, LONG)) if valid is None else valid
+        return jnp.sum(jnp.sin(out) * counted[:, :, None, None])
+
+    step = jax.value_and_grad(loss)
+    expected = step(inputs, traced)
+    mesh = make_mesh(1, jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(inputs, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+        compiled = jax.jit(step).lower(rows, traced).compile()
+        found = compiled(rows, traced)
+    # Nothing but sums travels: each device has the keys of its rows.
+    assert "all-gather" not in compiled.as_text()
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        tiny.assert_close(np.asarray(x), np.asarray(y), 1e-5)
+
+
+def test_on_a_cpu_what_the_compiler_splits_over_devices_takes_xla_s_path_and_what_one_device_holds_a_kernel():
     seen = []
 
     def look(x):
-        seen.append(choose_backend(1024, 64, jnp.float32))
+        seen.append(choose_backend(1024, 64, jnp.float32, rows=2))
         return x
 
     mesh = make_mesh(1, jax.devices()[:2])
