@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jepa_jax import config as c
 from jepa_jax import decoder, flags, inference
+from jepa_jax.models.attention import attention
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.models.y_decoder import YDecoder
 from jepa_jax.preflight import open_topology
@@ -48,6 +49,16 @@ def test_a_model(topology, chips, fsdp):
         texts = [(array((ROWS, n), jnp.int32), array((ROWS, n), jnp.bool_)) for n in (query, target)]
         compiles(inference._predict, params, array(seen.shape, seen.dtype), *texts[0], graphdef=graphdef)
         compiles(inference._embed_text, params, *texts[1], graphdef=graphdef)
+
+
+def test_attention_on_several_chips_writes_no_logits():
+    mesh = make_mesh(2, open_topology("v5e:2x2")[0])
+    shape, logits = (ROWS, 1024, 8, 64), ROWS * 8 * 1024**2 * 4 // mesh.size
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=rows)
+        compiled = jax.jit(attention).lower(x, x, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < logits / 4
 
 
 @pytest.mark.parametrize(
