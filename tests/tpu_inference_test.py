@@ -54,11 +54,22 @@ def test_a_model(topology, chips, fsdp):
 def test_attention_on_several_chips_writes_no_logits():
     mesh = make_mesh(2, open_topology("v5e:2x2")[0])
     shape, logits = (ROWS, 1024, 8, 64), ROWS * 8 * 1024**2 * 4 // mesh.size
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
         rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=rows)
         compiled = jax.jit(attention).lower(x, x, x).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < logits / 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_attention_in_every_precision(precision, dtype):
+    """Whoever has set JAX_DEFAULT_MATMUL_PRECISION has it set for all models."""
+    mesh = make_mesh(1, open_topology("v5e:1x1")[0])
+    with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
+        x = jax.ShapeDtypeStruct((2, 256, 2, 64), dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+        loss = lambda *inputs: jnp.sum(attention(*inputs).astype(jnp.float32))
+        compiles(jax.jit(jax.grad(loss, (0, 1, 2))), x, x, x)
 
 
 @pytest.mark.parametrize(

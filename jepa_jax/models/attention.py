@@ -110,10 +110,18 @@ def choose_backend(length: int, head_size: int, dtype, *, rows: int, looks_ahead
     if not long:
         return "xla"
     if platform == "tpu":
-        refused = dtype == jnp.bfloat16 and device_kind() in _WITHOUT_BFLOAT16
-        return "xla" if refused else "splash"
+        return "splash" if _has_splash(dtype) else "xla"
     taken = dtype in (jnp.bfloat16, jnp.float16) and head_size % 8 == 0 and head_size <= 128
     return "cudnn" if taken and not looks_ahead and _has_cudnn() else "xla"
+
+
+def _has_splash(dtype) -> bool:
+    """Whether Pallas' compiler takes splash's products in the precision that JAX is set to. One in between it
+    never does, and that of float32 (JAX_DEFAULT_MATMUL_PRECISION=highest) not of bfloat16."""
+    precision = jax.config.jax_default_matmul_precision
+    if precision in (None, "default", "bfloat16"):
+        return dtype != jnp.bfloat16 or device_kind() not in _WITHOUT_BFLOAT16
+    return dtype == jnp.float32 and precision in ("highest", "float32")
 
 
 def _has_cudnn() -> bool:

@@ -176,6 +176,7 @@ def chosen(
     capability: str | None = None,
     kind: str = "",
     rows: int = 8,
+    precision: str | None = None,
     **more,
 ) -> str:
     """On a mesh of some platform; what it is read from is JAX's description of the mesh."""
@@ -186,7 +187,8 @@ def chosen(
         if capability is not None:
             here = type("Device", (), {"compute_capability": capability})
             patch.setattr(jax, "local_devices", lambda: [here])
-        return choose_backend(length, size, dtype, rows=rows, **more)
+        with jax.default_matmul_precision(precision):
+            return choose_backend(length, size, dtype, rows=rows, **more)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,10 @@ def chosen(
         ("tpu", 1024, {"devices": 8}, "splash"),
         ("tpu", 1024, {"devices": 8, "rows": 12}, "xla"),
         ("tpu", 1024, {"kind": "TPU v5 lite"}, "splash"),
+        ("tpu", 1024, {"precision": "bfloat16"}, "splash"),
+        ("tpu", 1024, {"precision": "highest"}, "xla"),
+        ("tpu", 1024, {"precision": "highest", "dtype": jnp.float32}, "splash"),
+        ("tpu", 1024, {"precision": "high", "dtype": jnp.float32}, "xla"),
         ("tpu", 1024, {"kind": "TPU v3"}, "xla"),
         ("tpu", 1024, {"kind": "TPU v3", "dtype": jnp.float32}, "splash"),
         ("cuda", 1024, {}, "cudnn"),
