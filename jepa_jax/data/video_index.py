@@ -83,8 +83,8 @@ def _scanned(container: InputContainer, stream: VideoStream) -> Index:
     first = next((i for i, (_, (*_, is_key)) in enumerate(every) if is_key), 0)
     packets = [packet for is_hidden, packet in every[first:] if not is_hidden]
     packets = _frames_of_fields(packets, stream) if has_fields(stream) else packets
-    has_times = all(pts is not None for pts, *_ in packets) and container.format.name not in WITHOUT_TIMES
-    if not has_times or _begins_again(packets, container, stream):
+    timed = all(pts is not None for pts, *_ in packets) and container.format.name not in WITHOUT_TIMES
+    if not timed or _begins_again(packets, container, stream):
         unit = 1 / float(stream.average_rate or 25)
         return Index(np.arange(len(packets)), len(packets), unit, np.arange(0), np.arange(0))
     packets.sort(key=lambda packet: packet[0])
