@@ -208,14 +208,15 @@ def main(arguments: list[str]) -> int:
         else:
             watch_online(windows, OnlineDecoder(config, renewal), watch)
     except NoVideoError as error:
-        watch.events.close()
         raise flags.UsageError(str(error)) from error
     except SourceStoppedError as error:
         stopped = str(error)
     except KeyboardInterrupt:  # how watching a camera ends
         stopped, status = "stopped by Ctrl-C", 128 + signal.SIGINT
-    watch.events.start()  # what stopped before the first window has none
-    watch.events.close()
+    finally:
+        if stopped is not None:
+            watch.events.start()  # what stopped before its first window has none
+        watch.events.close()
     summarise(values, watch, out)
     if stopped is not None:
         print(f"error: {stopped}; what was found until then is in {out}", file=sys.stderr)

@@ -12,7 +12,6 @@ import time
 import jax
 import pytest
 from etils import epath
-from jax._src.compiler import get_compile_options
 
 from jepa_jax import flags, train
 from tests.processes import environment
@@ -57,9 +56,8 @@ def test_xla_keeps_nothing_of_its_own_in_a_bucket(workdir, set_before, of_gpus):
         train.keep_programs(epath.Path(workdir))
         cache = set_before or f"{workdir}/compilation_cache"
         assert jax.config.jax_compilation_cache_dir == cache
-        options = get_compile_options(num_replicas=1, num_partitions=1)
-        found = options.executable_build_options.debug_options.xla_gpu_per_fusion_autotune_cache_dir
-        assert found == (f"{cache}/xla_gpu_per_fusion_autotune_cache_dir" if of_gpus else "")
+        kept = jax.config.jax_persistent_cache_enable_xla_caches
+        assert kept == (before[names[1]] if of_gpus else "none")
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
