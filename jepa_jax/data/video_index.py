@@ -28,7 +28,8 @@ class Index:
       times: [N] when each is first shown, in display order.
       stop: when the last one is no longer shown.
       unit: of these, in seconds.
-      keys: [M] times of the frames at which decoding can begin; none if frames have no times of their own.
+      keys: [M] times of the frames at which decoding can begin, in an MP4 perhaps some frames early; none if
+        frames have no times of their own.
       seeks: [M] the timestamps that find them.
     """
 

@@ -18,14 +18,14 @@ from etils import epath
 from jepa_jax.data.boxes import claimed_frames
 from jepa_jax.data.decode_video import CONTAINERS
 from jepa_jax.data.records import Media
-from jepa_jax.data.video_index import WITHOUT_TIMES, field_time, has_fields, has_times
+from jepa_jax.data.video_index import REORDER, WITHOUT_TIMES, field_time, has_fields, has_times
 
 # How far before a span its keyframe is looked for, in seconds, then farther: what a container finds is a
 # keyframe by the order of decoding, which may be shown after the span begins.
 _MARGINS = (1.0, 10.0, 60.0, math.inf)
 # Of so many frames one after another in a file the earliest is shown before all that follow: codecs hold back
-# 16 at most.
-_REORDER = 17
+# `REORDER` at most.
+_WINDOW = REORDER + 1
 # FFmpeg's readers that go on where another file begins.
 _JOINABLE = ("mpegts", "matroska,webm")
 # Seconds by which a cut's times may differ from those of the whole.
@@ -154,7 +154,7 @@ def _head(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     for packet in itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)):
         yield packet
         shown += not packet.is_discard
-        if shown == _REORDER:
+        if shown == _WINDOW:
             return
 
 
@@ -172,7 +172,7 @@ def _find(found: Iterable[Packet], origin: int, first: int, stop: int | None, ma
         if stop is not None and packet.pts >= stop:
             after = min(after, packet.pts)
         later += packet.pts > after
-        if later == _REORDER:
+        if later == _WINDOW:
             break
         if packet.is_keyframe and packet.pts <= first:
             packets, size = [], 0

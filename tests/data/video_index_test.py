@@ -1,12 +1,38 @@
-"""Videos as cameras, recorders and broadcasters leave them: renewed in pieces, begun anywhere, joined."""
+"""Which frames a video has: by its container, and where that is not enough, as of what cameras, recorders and
+broadcasters leave: renewed in pieces, begun anywhere, joined."""
 
 import io
 
 import av
+import numpy as np
 import pytest
 
+from jepa_jax.data.fit import Fit
+from jepa_jax.data.video_index import find_frames
 from tests.data import clips
-from tests.data.decode_test import read_numbers
+from tests.data.decode_test import KINDS, read_numbers
+
+FIT = Fit(resize=None, crop=clips.HEIGHT, name="clip", limits=clips.LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "fragments", "matroska", "mpegts", "hevc", "avi"])
+def test_every_frame_is_listed_once_and_in_the_order_of_display(kind):
+    content = clips.clip(**KINDS[kind])
+    decoded = clips.full_decode(content)
+    with av.open(io.BytesIO(content)) as container:
+        index = find_frames(container, container.streams.video[0], io.BytesIO(content), len(content), FIT)
+    assert len(index.times) == len(decoded) == 53
+    if kind == "avi":  # which has no times of display: its frames are counted
+        assert index.times.tolist() == list(range(53))
+        assert not len(index.keys)
+        return
+    assert index.times.tolist() == [frame.pts for frame in decoded]
+    keys = np.array([frame.pts for frame in decoded if frame.key_frame])
+    assert len(index.keys) == len(keys) > 3
+    assert (index.keys <= keys).all()
+    if kind != "hevc":  # in an MP4, and with frames before a keyframe that come after it
+        assert index.keys.tolist() == keys.tolist()
+    assert index.stop - index.times[-1] == decoded[1].pts - decoded[0].pts
 
 
 def test_a_picture_that_is_renewed_piece_by_piece():
