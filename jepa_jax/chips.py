@@ -12,11 +12,11 @@ class Chip:
     Attributes:
       name: as its maker calls it.
       device_kinds: as JAX reports it, `jax.Device.device_kind`.
-      flops: dense bfloat16 FLOP/s at peak.
+      flops: dense bfloat16 FLOP/s at peak, summed in float32.
       hbm_bytes: memory.
       hbm_bandwidth: bytes/s between chip and memory.
-      link_bandwidth: bytes/s sent to other chips, all links together (ICI on TPUs, NVLink on GPUs): of a
-        figure that counts both ways together, half.
+      link_bandwidth: bytes/s sent to other chips, all links together (ICI on TPUs, NVLink on GPUs, PCI
+        Express where there is none): of a figure that counts both ways together, half.
       source: address of the data sheet.
       slice_bandwidth: bytes/s a chip to other slices of TPUs, over the data centre's network (DCN); None
         where the data sheet does not say.
@@ -132,6 +132,79 @@ CHIPS = (
         hbm_bandwidth=8000e9,
         link_bandwidth=1800e9 / 2,
         source="https://www.nvidia.com/en-us/data-center/dgx-b200/",
+    ),
+    Chip(
+        name="A100 PCIe 40GB",
+        device_kinds=("NVIDIA A100-PCIE-40GB",),
+        flops=312e12,
+        hbm_bytes=40 * _GIB,
+        hbm_bandwidth=1555e9,
+        link_bandwidth=64e9 / 2,
+        source="https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    Chip(
+        name="A100 PCIe 80GB",
+        device_kinds=("NVIDIA A100 80GB PCIe",),
+        flops=312e12,
+        hbm_bytes=80 * _GIB,
+        hbm_bandwidth=1935e9,
+        link_bandwidth=64e9 / 2,
+        source="https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    Chip(
+        name="H100 PCIe",
+        device_kinds=("NVIDIA H100 PCIe",),
+        # Half of the 1,513 with structured sparsity; the L4 likewise.
+        flops=756.5e12,
+        hbm_bytes=80 * _GIB,
+        hbm_bandwidth=2000e9,
+        link_bandwidth=128e9 / 2,
+        source="https://www.nvidia.com/en-us/data-center/h100/",
+    ),
+    Chip(
+        name="L4",
+        device_kinds=("NVIDIA L4",),
+        flops=121e12,
+        hbm_bytes=24 * _GIB,
+        hbm_bandwidth=300e9,
+        link_bandwidth=64e9 / 2,
+        source="https://www.nvidia.com/en-us/data-center/l4/",
+    ),
+    Chip(
+        name="L40S",
+        device_kinds=("NVIDIA L40S",),
+        flops=362e12,
+        hbm_bytes=48 * _GIB,
+        hbm_bandwidth=864e9,
+        link_bandwidth=64e9 / 2,
+        source="https://www.nvidia.com/en-us/data-center/l40s/",
+    ),
+    Chip(
+        name="A10",
+        device_kinds=("NVIDIA A10",),
+        flops=125e12,
+        hbm_bytes=24 * _GIB,
+        hbm_bandwidth=600e9,
+        link_bandwidth=64e9 / 2,
+        source="https://www.nvidia.com/en-us/data-center/products/a10-gpu/",
+    ),
+    Chip(
+        name="RTX 4090",
+        device_kinds=("NVIDIA GeForce RTX 4090",),
+        flops=165.2e12,
+        hbm_bytes=24 * _GIB,
+        hbm_bandwidth=1008e9,
+        link_bandwidth=64e9 / 2,
+        source="https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf",
+    ),
+    Chip(
+        name="RTX 3090",
+        device_kinds=("NVIDIA GeForce RTX 3090",),
+        flops=71e12,
+        hbm_bytes=24 * _GIB,
+        hbm_bandwidth=936e9,
+        link_bandwidth=64e9 / 2,
+        source="https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf",
     ),
 )
 

@@ -17,6 +17,9 @@ from jepa_jax.chips import CHIPS, chip_of
         ("NVIDIA H100 80GB HBM3", "H100 SXM"),
         ("NVIDIA H200", "H200 SXM"),
         ("NVIDIA B200", "B200"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
     ],
 )
 def test_a_kind_as_jax_reports_it_finds_its_chip(kind, name):
@@ -25,8 +28,10 @@ def test_a_kind_as_jax_reports_it_finds_its_chip(kind, name):
 
 def test_what_is_not_listed_has_no_chip():
     assert chip_of("cpu") is None
-    # Another board with half the bandwidth: its peak must not pass for that of the one listed.
-    assert chip_of("NVIDIA H100 PCIe") is None
+    # Another board than the H100 that is listed: its peak must not pass for that one's.
+    assert chip_of("NVIDIA H100 NVL") is None
+    # Turing has no products of bfloat16: none of its sheets gives a peak for them.
+    assert chip_of("Tesla T4") is None
 
 
 def test_no_kind_stands_for_two_chips():
@@ -43,6 +48,6 @@ def test_figures_are_in_the_units_said():
     assert (v5e.flops, v5p.flops) == (197e12, 459e12)
     for chip in CHIPS:
         # FLOPs per byte of memory traffic and bytes of memory per byte/s: a slip of a unit is 8 or 1,000.
-        assert 120 < chip.flops / chip.hbm_bandwidth < 600, chip.name
-        assert 0.01 < chip.hbm_bytes / chip.hbm_bandwidth < 0.05, chip.name
+        assert 70 < chip.flops / chip.hbm_bandwidth < 600, chip.name
+        assert 0.01 < chip.hbm_bytes / chip.hbm_bandwidth < 0.1, chip.name
         assert chip.source.startswith("https://")
