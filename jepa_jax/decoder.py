@@ -8,20 +8,22 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jepa_jax import flags
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import DecoderConfig
 from jepa_jax.data.tokenizer import Tokenizer, load_decoder_tokenizer
 from jepa_jax.models import generation
+from jepa_jax.models.sharded import shard_batch
 from jepa_jax.models.vl_jepa import unit
 from jepa_jax.models.y_decoder import YDecoder
-from jepa_jax.part_models import in_batches
+from jepa_jax.part_models import NO_MESH, in_batches
 
 
 def _prefix(state, graphdef, embedding):
     decoder = nnx.merge(graphdef, state)
-    return decoder.language_model, decoder.prefix(unit(embedding))
+    return decoder.language_model, shard_batch(decoder.prefix(unit(embedding)))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "length", "end"))
@@ -47,13 +49,22 @@ class Decoder:
     """A Y-Decoder with its tokenizer.
 
     Args:
-      batch_size: the most rows that are decoded at a time.
+      batch_size: the most rows that are decoded at a time, a multiple of the devices of the mesh.
+      mesh: whose devices share the rows.
     """
 
-    def __init__(self, module: YDecoder, config: DecoderConfig, tokenizer: Tokenizer, batch_size: int):
+    def __init__(
+        self,
+        module: YDecoder,
+        config: DecoderConfig,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        mesh: Mesh = NO_MESH,
+    ):
         self.config = config
         self._tokenizer = tokenizer
         self._batch_size = batch_size
+        self._mesh = mesh
         self._graphdef, self._state = nnx.split(module)
 
     @property
@@ -142,7 +153,7 @@ class Decoder:
         run = functools.partial(
             function, length=self.config.max_length, end=self._tokenizer.end_id, **options
         )
-        return in_batches(run, self._state, self._graphdef, self._batch_size, *arrays)
+        return in_batches(run, self._state, self._graphdef, self._batch_size, *arrays, mesh=self._mesh)
 
     def _texts(self, tokens: np.ndarray) -> list[str]:
         return [self._tokenizer.text(row) for row in tokens]
@@ -181,13 +192,20 @@ def check_weights(directory: epath.Path, data: dict[str, Any], y_encoder: str) -
 
 
 def load_decoder(
-    directory: epath.Path, embedding_size: int, *, run_step: int | None, y_encoder: str, batch_size: int
+    directory: epath.Path,
+    embedding_size: int,
+    *,
+    run_step: int | None,
+    y_encoder: str,
+    batch_size: int,
+    mesh: Mesh = NO_MESH,
 ) -> Decoder:
     """The decoder that `python -m jepa_jax.train_decoder` wrote: its last whole checkpoint.
 
     Args:
       embedding_size, run_step, y_encoder: of the model whose embeddings it shall decode; the last is the
         SHA-256 of its Y-Encoder's weights.
+      batch_size, mesh: as `Decoder` has them.
 
     Raises:
       UsageError: there is none, it has no whole checkpoint, or is another model's.
@@ -199,8 +217,9 @@ def load_decoder(
             f"{run_step}: load WORKDIR/checkpoints/{config.run_step}, or train another decoder"
         )
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: YDecoder(config, embedding_size, rngs=nnx.Rngs(0))))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh.size else first
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
     checkpointer = Checkpointer(directory / "checkpoints", config.checkpoint, read_only=True)
     with contextlib.closing(checkpointer), flags.as_usage_errors(DamagedCheckpointError, ValueError):
         found = checkpointer.restore_latest({"params": template})
@@ -208,4 +227,4 @@ def load_decoder(
     if found is None:
         raise flags.UsageError(f"{directory} has no checkpoint yet")
     check_weights(directory, found[2], y_encoder)
-    return Decoder(nnx.merge(graphdef, found[1]["params"]), config, tokenizer, batch_size)
+    return Decoder(nnx.merge(graphdef, found[1]["params"]), config, tokenizer, batch_size, mesh)

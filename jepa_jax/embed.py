@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jepa_jax import distributed, flags, inference
@@ -32,7 +31,6 @@ from jepa_jax.embeddings.table import Manifest
 from jepa_jax.errors import encodable, printable
 from jepa_jax.inference import Model
 from jepa_jax.places import PlaceError, held, is_local
-from jepa_jax.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
 # Of what the source leaves out so many are named one by one.
@@ -42,15 +40,6 @@ _TOLD = 10
 def checksum(model: Model) -> str:
     """Of all parameters: other weights give another."""
     return f"{zlib.crc32(np.asarray(fingerprint(nnx.state(model.module))).tobytes()):08x}"
-
-
-def on_every_device(model: Model) -> Model:
-    """The model with its parameters on every device of the mesh in context."""
-    graphdef, state = nnx.split(model.module)
-    mesh = jax.sharding.get_mesh()
-    return model.with_weights(
-        nnx.merge(graphdef, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
-    )
 
 
 def embed_part(model: Model, collection: Collection, folder: pathlib.Path, part: int, manifest: Manifest):
@@ -133,7 +122,7 @@ def main(arguments: list[str]) -> int:
     table.check_installed()
     distributed.initialize(values)
     with distributed.together():
-        loaded = inference.load(values.checkpoint)
+        loaded = inference.load(values.checkpoint, devices=jax.local_devices())
         if not isinstance(loaded, Model):
             raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can embed")
     config = loaded.config
@@ -159,8 +148,7 @@ def main(arguments: list[str]) -> int:
         for item in collection.skipped[:_TOLD]:
             logger.warning("%s is left out: %s", printable(item.name), printable(item.cause))
     with distributed.ending_together(out):
-        with jax.set_mesh(make_mesh(devices=jax.local_devices())):
-            embed(on_every_device(loaded), collection, out, manifest)
+        embed(loaded, collection, out, manifest)
         with distributed.main_first():  # all are done when the first has seen the last
             pass
     if distributed.is_main():

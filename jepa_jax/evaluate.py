@@ -22,9 +22,8 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from jepa_jax import flags, inference, parts
+from jepa_jax import distributed, flags, inference, parts
 from jepa_jax.config import Config
-from jepa_jax.distributed import is_main
 from jepa_jax.evaluation import benchmark, emoji_motion, frames, pairs, selective_streams, wording
 from jepa_jax.evaluation.benchmarks import BENCHMARKS
 from jepa_jax.evaluation.clips import Clip, Subject, load_clips, shuffle_in_time
@@ -142,7 +141,7 @@ def evaluate(model: Model, workdir: epath.Path, tasks: list[str]) -> None:
             f"nothing to evaluate: splits ({splits}) have no labels for {', '.join(tasks)}"
         )
     picture = retrieval_picture(model) if "retrieval" in results else None
-    if not is_main():
+    if not distributed.is_main():
         return
     print(format_table(results))  # first: the run may be another's, where nothing can be written
     with flags.as_usage_errors(OSError):
@@ -201,7 +200,7 @@ def evaluate_benchmark(
         )
     outcome = benchmark.run(asked, model, watching)
     metrics = beside_paper(name, outcome.metrics)
-    if not is_main():
+    if not distributed.is_main():
         return
     print(format_table({name: metrics}))
     with flags.as_usage_errors(OSError):
@@ -224,7 +223,7 @@ def evaluate_selective(model: Model, workdir: epath.Path, split: str | None, by_
     speak = (lambda model, _: Written(model)) if by_decoder else NearestText
     with flags.as_usage_errors(ValueError, OSError):
         metrics, curves, places = selective_streams.evaluate(model, speak, splits)
-    if not is_main():
+    if not distributed.is_main():
         return
     print(format_table({SELECTIVE: metrics}))
     with flags.as_usage_errors(OSError):
@@ -263,12 +262,13 @@ def main(arguments: list[str]) -> int:
     writes = asked.needs_decoder if asked is not None else values.task in (None, *emoji_motion.TEXT_TASKS)
     if values.decoder is not None and not (writes or values.texts == "decoder"):
         raise flags.UsageError(f"--decoder is for what writes text, and --task={values.task} does not")
-    model = inference.load(values.checkpoint, values.decoder)
+    distributed.check_devices()
+    model = inference.load(values.checkpoint, values.decoder, devices=jax.local_devices())
     path = place(values.checkpoint)
     workdir, step = (path, None) if parts.is_part(path) else inference.find_run(path)
     if step is not None:  # what the run itself was evaluated to stays
         workdir = workdir / "evaluated" / str(step)
-        if is_main():
+        if distributed.is_main():
             print(f"what is found of checkpoint {step} goes to {workdir}")
     if asked is not None:
         name = values.task if values.wordings is None else f"{values.task}_wording"

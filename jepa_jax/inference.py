@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jepa_jax import distributed, flags, part_models, parts
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
@@ -73,6 +74,7 @@ class Model:
 
     Args:
       decoder: the folder of its decoder (default: `home`/decoder).
+      mesh: whose devices share the rows of each batch (default: the mesh in context).
       learned_with: `identity_of` the tokenizers that its texts were split with; None where nobody knows.
       only_query: that which all of its run's data have, "" where they are captions alone; None where they
         have several, or nobody knows.
@@ -87,6 +89,7 @@ class Model:
         home: epath.Path | None = None,
         step: int | None = None,
         decoder: epath.Path | None = None,
+        mesh: Mesh | None = None,
         learned_with: str | None = None,
         only_query: str | None = None,
     ):
@@ -100,14 +103,13 @@ class Model:
         self._origin: Model | None = None
         self._lengths = config.data.length_buckets[-1]
         self._graphdef, self._state = nnx.split(model)
-        # All devices of the mesh in context get as many rows.
-        mesh = jax.sharding.get_abstract_mesh()
-        self._devices = 1 if mesh.empty else mesh.size
-        self._batch_size = -(-config.eval.batch_size // self._devices) * self._devices
+        self._mesh = jax.sharding.get_mesh() if mesh is None else mesh
+        devices = max(self._mesh.size, 1)
+        self._batch_size = -(-config.eval.batch_size // devices) * devices
 
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration, tokenizers and decoder around other weights of the same architecture."""
-        known = {"home": self.home, "step": self.step, "decoder": self._decoder}
+        known = {"home": self.home, "step": self.step, "decoder": self._decoder, "mesh": self._mesh}
         known |= {"learned_with": self._learned_with, "only_query": self._only_query}
         other = Model(model, self.config, self._given_tokenizers, **known)
         other._origin = self
@@ -156,12 +158,13 @@ class Model:
             "run_step": self.step,
             "y_encoder": sha256(nnx.state(self.module.y_encoder)),
             "batch_size": self._batch_size,
+            "mesh": self._mesh,
         }
         return load_decoder(self._decoder, self.config.model.embedding_size, **options)
 
     def _batched(self, function, *arrays: np.ndarray) -> np.ndarray:
         places = self._state, self._graphdef, self._batch_size
-        return in_batches(function, *places, *arrays, devices=self._devices)
+        return in_batches(function, *places, *arrays, mesh=self._mesh)
 
     def read(
         self, file: str | os.PathLike, start: float | None = None, end: float | None = None
@@ -444,7 +447,12 @@ def compare_tokenizers(learned_with: str | None, now: str, home: epath.PathLike)
         logger.warning("a tokenizer or its library is not the one that %s has learned with", home)
 
 
-def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None):
+def load(
+    directory: str | os.PathLike,
+    decoder: str | os.PathLike | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+):
     """The model of a run, or converted weights.
 
     Args:
@@ -452,21 +460,25 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
         one checkpoint in it, WORKDIR/checkpoints/STEP, or a folder that
         `python -m weights_conversion` wrote.
       decoder: where `python -m jepa_jax.train_decoder` wrote a decoder, if not to DIR/decoder.
+      devices: that have the whole model each and share the rows of each batch, of this host
+        (`jax.local_devices()`; default: the first of them). A converted part takes the first.
 
     Returns:
       A `Model`; for one converted part, `part_models.XEncoderModel`, `YEncoderModel` or `LlamaModel`.
 
     Raises:
       UsageError: there is no checkpoint, or none is whole; weights that are damaged or of another form; no
-        decoder in its folder; or no device.
+        decoder in its folder; or no device, or none is named.
     """
     distributed.check_devices()
+    if devices is not None and not len(devices):
+        raise flags.UsageError("devices names none: jax.local_devices() are this host's")
     with flags.as_usage_errors(PlaceError):
         path = place(directory)
         folder = None if decoder is None else place(decoder)
     if folder is not None:
         read_config(folder)  # what is no decoder is said now, not when the first text is asked for
-    mesh = make_mesh(devices=jax.local_devices()[:1])
+    mesh = make_mesh(devices=jax.local_devices()[:1] if devices is None else devices)
     if parts.is_part(path):
         with flags.as_usage_errors(ValueError):  # also of arrays that are not those of its configuration
             part = parts.open_part(path)
@@ -475,11 +487,14 @@ def load(directory: str | os.PathLike, decoder: str | os.PathLike | None = None)
             config = part.config
             graphdef, template = abstract_state(config, mesh)
             home, step, data = path, None, {}
-            params = parts.filled(to_items(template)["params"], part.read())
+            params = to_items(template)["params"]
+            everywhere = dict.fromkeys(part.shapes, NamedSharding(mesh, PartitionSpec()))
+            params = parts.filled(params, part.read(everywhere))
     else:
         home, step = find_run(path)
         config = run_config(home)
         graphdef, template = abstract_state(config, mesh)
         step, params, data = restore_run(home, step, config, to_items(template)["params"])
     known = {"learned_with": data.get("tokenizers"), "only_query": data.get("query")}
-    return Model(nnx.merge(graphdef, params), config, home=home, step=step, decoder=folder, **known)
+    known |= {"home": home, "step": step, "decoder": folder, "mesh": mesh}
+    return Model(nnx.merge(graphdef, params), config, **known)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from jepa_jax import flags
 from jepa_jax.data.tokenizer import Tokenizer, has_vocabulary
@@ -16,6 +17,8 @@ from jepa_jax.parts import Part, abstract_module, filled
 from jepa_jax.sharding import to_host
 
 _BATCH_SIZE = 16
+# Of what is on one device.
+NO_MESH = Mesh(np.empty((), object), ())
 
 
 def one_array(given: Any, name: str, dtype=None) -> np.ndarray:
@@ -70,11 +73,12 @@ def padded_rows(rows: int, size: int, devices: int = 1) -> int:
     return min(devices << (-(-rows // devices) - 1).bit_length(), size)
 
 
-def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, devices: int = 1):
+def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, mesh: Mesh = NO_MESH):
     """`function` over the rows of arrays, `size` at a time, the last batch filled up to `padded_rows`.
 
     Args:
-      size: a multiple of `devices`, which get as many rows each.
+      size: a multiple of the devices of the mesh, which get as many rows each.
+      mesh: where the state is, in context while the function runs.
 
     Returns:
       An array, or a tuple of them as `function` gives.
@@ -88,10 +92,11 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, device
     results = []
     for start in range(0, count, size):
         rows = [a[start : start + size] for a in arrays]
-        missing = padded_rows(len(rows[0]), size, devices) - len(rows[0])
+        missing = padded_rows(len(rows[0]), size, max(mesh.size, 1)) - len(rows[0])
         if missing:
             rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
-        result = function(state, *rows, graphdef=graphdef)
+        with jax.set_mesh(mesh):
+            result = function(state, *rows, graphdef=graphdef)
         # Every batch is dispatched before the first result is copied back. Not on several CPU hosts: each
         # execution holds threads while it waits for the other hosts, and where many are under way none is
         # left for the one that all wait for.

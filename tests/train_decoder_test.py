@@ -16,7 +16,7 @@ from flax import nnx
 import jepa_jax
 from jepa_jax import config as c
 from jepa_jax import decoder as decoders
-from jepa_jax import evaluate, flags, inference, latency, loop, parts, stream, train_decoder
+from jepa_jax import evaluate, flags, inference, latency, loop, part_models, parts, stream, train_decoder
 from jepa_jax.checkpoint import Checkpointer
 from jepa_jax.data.bad_records import BadRecords
 from jepa_jax.data.tokenizer import load_decoder_tokenizer
@@ -84,6 +84,34 @@ def test_it_learns_and_is_found_beside_its_run(trained):
     again = jepa_jax.load(trained / "checkpoints" / str(RUN_STEP), decoder=trained / "decoder")
     assert again.decode(embeddings) == texts
     assert again.with_weights(again.module).decode(embeddings) == texts
+
+
+def test_on_several_devices_each_takes_its_rows_and_the_answers_are_those_of_one(trained, monkeypatch):
+    here = jax.local_devices()
+    one, three = jepa_jax.load(trained), jepa_jax.load(trained, devices=here[1:4])
+    side = run_config.model.x_encoder.image_size
+    video = np.random.default_rng(0).integers(0, 256, (7, run_config.data.frames, side, side, 3), np.uint8)
+    held, to_host = [], part_models.to_host
+    rows = lambda x: {shard.device: shard.data.shape[0] for shard in x.addressable_shards}
+    monkeypatch.setattr(part_models, "to_host", lambda x: held.append(rows(x)) or to_host(x))
+    predicted = three.predict(video, "what is it?")
+    assert held == [dict.fromkeys(here[1:4], 4)] * len(held)  # 7 rows, filled up to a power of two for each
+    np.testing.assert_allclose(predicted, one.predict(video, "what is it?"), atol=1e-5)
+    texts = ["a dog spins", "two", "yes", "no"]
+    np.testing.assert_allclose(three.embed_text(texts), one.embed_text(texts), atol=1e-5)
+    del held[:]
+    written = three.decoder(predicted)
+    assert held == [dict.fromkeys(here[1:4], 4)]
+    assert written == one.decoder(predicted)
+    assert three.decoder.candidates(predicted, 2) == [
+        [(text, pytest.approx(score, abs=1e-4)) for text, score in row]
+        for row in one.decoder.candidates(predicted, 2)
+    ]
+    drawn = three.decoder(predicted, temperature=1.0, seed=3)
+    assert drawn == one.decoder(predicted, temperature=1.0, seed=3)
+    assert three.with_weights(three.module).decode(predicted) == one.decode(predicted)
+    with pytest.raises(flags.UsageError, match="devices"):
+        jepa_jax.load(trained, devices=[])
 
 
 def test_stopped_and_started_again_it_ends_with_the_same_numbers(trained, tmp_path, monkeypatch, capsys):
@@ -176,7 +204,7 @@ def test_without_a_decoder_the_command_that_makes_one_is_named(trained, tmp_path
 def test_commands_take_a_decoder_that_is_elsewhere(monkeypatch):
     asked = []
 
-    def load(*given):
+    def load(*given, devices=None):
         asked.append(given)
         raise flags.UsageError("seen")
 
