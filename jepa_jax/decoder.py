@@ -15,7 +15,7 @@ from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError
 from jepa_jax.config import DecoderConfig
 from jepa_jax.data.tokenizer import Tokenizer, load_decoder_tokenizer
 from jepa_jax.models import generation
-from jepa_jax.models.sharded import shard_batch
+from jepa_jax.models.sharded import on_own_rows
 from jepa_jax.models.vl_jepa import unit
 from jepa_jax.models.y_decoder import YDecoder
 from jepa_jax.part_models import NO_MESH, in_batches
@@ -23,26 +23,38 @@ from jepa_jax.part_models import NO_MESH, in_batches
 
 def _prefix(state, graphdef, embedding):
     decoder = nnx.merge(graphdef, state)
-    return decoder.language_model, shard_batch(decoder.prefix(unit(embedding)))
+    return decoder.language_model, decoder.prefix(unit(embedding))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "length", "end"))
 def _greedy(state, embedding, graphdef, length, end):
-    return generation.greedy(*_prefix(state, graphdef, embedding), length=length, end=end)
+    def write(state, embedding):
+        return generation.greedy(*_prefix(state, graphdef, embedding), length=length, end=end)
+
+    return on_own_rows(write, state)(embedding)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "length", "end"))
 def _sample(state, embedding, row, graphdef, seed, temperature, top_k, top_p, length, end):
-    # A row's draws depend on its number, not on the batch it comes in.
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row)
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "length": length, "end": end}
-    return generation.sample(*_prefix(state, graphdef, embedding), keys, **options)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+
+    def write(state, seed, options, embedding, row):
+        # A row's draws depend on its number, not on the batch it comes in.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row)
+        prefix = _prefix(state, graphdef, embedding)
+        return generation.sample(*prefix, keys, **options, length=length, end=end)
+
+    return on_own_rows(write, state, seed, options)(embedding, row)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "beams", "length", "end"))
 def _beam_search(state, embedding, graphdef, beams, length, end):
     options = {"beams": beams, "length": length, "end": end}
-    return generation.beam_search(*_prefix(state, graphdef, embedding), **options)
+
+    def write(state, embedding):
+        return generation.beam_search(*_prefix(state, graphdef, embedding), **options)
+
+    return on_own_rows(write, state)(embedding)
 
 
 class Decoder:

@@ -6,6 +6,8 @@ device) arrays are whole to the program, and the compiler moves what it must; at
 one device holds there too.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
@@ -45,16 +47,18 @@ def rows_divide(rows: int) -> bool:
     return mesh.empty or rows % mesh.size == 0
 
 
-def on_own_rows(function):
+def on_own_rows(function, *whole):
     """A function of trees of arrays with the batch as their first axis, of which each device computes its own
-    rows, where arrays are whole to the program; what has no axis is whole on all of them."""
+    rows, where arrays are whole to the program; what has no axis is whole on all of them, and so are the
+    trees `whole`, which `function` takes first."""
     if is_local():
-        return function
+        return functools.partial(function, *whole)
     rows = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
 
     def call(*trees):
         specs = jax.tree.map(lambda x: rows if jnp.ndim(x) else PartitionSpec(), trees)
-        return jax.shard_map(function, in_specs=specs, out_specs=rows, check_vma=False)(*trees)
+        specs = *jax.tree.map(lambda _: PartitionSpec(), whole), *specs
+        return jax.shard_map(function, in_specs=specs, out_specs=rows, check_vma=False)(*whole, *trees)
 
     return call
 
