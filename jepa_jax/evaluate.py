@@ -34,6 +34,7 @@ from jepa_jax.evaluation.report import format_table, write_json
 from jepa_jax.inference import Model
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.places import place
+from jepa_jax.runs import find_run
 from jepa_jax.streaming.texts import NearestText, Written
 
 CONTROLS = ("untrained", "shuffled")
@@ -265,7 +266,7 @@ def main(arguments: list[str]) -> int:
     distributed.check_devices()
     model = inference.load(values.checkpoint, values.decoder, devices=jax.local_devices())
     path = place(values.checkpoint)
-    workdir, step = (path, None) if parts.is_part(path) else inference.find_run(path)
+    workdir, step = (path, None) if parts.is_part(path) else find_run(path)
     if step is not None:  # what the run itself was evaluated to stays
         workdir = workdir / "evaluated" / str(step)
         if distributed.is_main():

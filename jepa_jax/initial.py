@@ -12,8 +12,8 @@ from jepa_jax import parts
 from jepa_jax.checkpoint import saved_identity
 from jepa_jax.config import Config, InitConfig
 from jepa_jax.flags import flatten
-from jepa_jax.inference import compare_tokenizers, find_run, restore_run, run_config, saved_steps
 from jepa_jax.places import place
+from jepa_jax.runs import compare_tokenizers, find_run, restore_run, run_config, saved_steps
 from jepa_jax.state import TrainState, abstract_state, to_items
 
 _PARTS = ("x_encoder", "predictor", "y_encoder")

@@ -60,7 +60,7 @@ def test_a_benchmark_is_printed_and_written_beside_the_paper(command, tmp_path, 
 
 def test_figures_of_one_checkpoint_are_not_those_of_its_run(command, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.parts, "is_part", lambda _: False)
-    monkeypatch.setattr(evaluate.inference, "find_run", lambda path: (path, 60))
+    monkeypatch.setattr(evaluate, "find_run", lambda path: (path, 60))
     assert command(*SSV2, f"--media={tmp_path / 'media'}") == 0
     assert (tmp_path / "evaluated" / "60" / "eval" / "ssv2.json").exists()
     assert not (tmp_path / "eval").exists()
