@@ -89,7 +89,7 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, mesh: 
     count = len(arrays[0])
     if not count:
         raise ValueError("nothing to embed: the input is empty")
-    results = []
+    results, under_way = [], None
     for start in range(0, count, size):
         rows = [a[start : start + size] for a in arrays]
         missing = padded_rows(len(rows[0]), size, max(mesh.size, 1)) - len(rows[0])
@@ -97,13 +97,17 @@ def in_batches(function, state, graphdef, size: int, *arrays: np.ndarray, mesh: 
             rows = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) for r in rows]
         with jax.set_mesh(mesh):
             result = function(state, *rows, graphdef=graphdef)
-        # Every batch is dispatched before the first result is copied back. Not on several CPU hosts: each
-        # execution holds threads while it waits for the other hosts, and where many are under way none is
-        # left for the one that all wait for.
+        # Not on several CPU hosts: each execution holds threads while it waits for the other hosts, and where
+        # many are under way none is left for the one that all wait for.
         if jax.process_count() > 1 and jax.default_backend() == "cpu":
             jax.block_until_ready(result)
-        results.append(result)
-    return jax.tree.map(lambda *parts: np.concatenate([to_host(x) for x in parts])[:count], *results)
+        # A batch is under way while the result of the one before is copied back. No more than these two are
+        # on the devices, however many rows there are: tokens of a thousand clips are gigabytes.
+        if under_way is not None:
+            results.append(jax.tree.map(to_host, under_way))
+        under_way = result
+    results.append(jax.tree.map(to_host, under_way))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
 
 def padded_length(tokenizer: Tokenizer, texts: list[str], limit: int) -> int:

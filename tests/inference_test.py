@@ -2,6 +2,7 @@
 
 import dataclasses
 import tracemalloc
+import weakref
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
-from jepa_jax import inference, loop
+from jepa_jax import inference, loop, part_models
 from jepa_jax.config import DataConfig, EvalConfig
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.records import Limits, Media
@@ -337,6 +338,26 @@ def test_few_programs_are_compiled_however_many_sizes_come(parts, frames):
         assert not compiled
     finally:
         monitoring.clear_event_listeners()
+
+
+def test_results_of_two_batches_at_most_are_on_the_device(monkeypatch):
+    """Tokens of a thousand clips would fill an accelerator's memory, though one batch has room."""
+    # An accelerator's arrays are copied for NumPy, a CPU's are only looked at.
+    monkeypatch.setattr(part_models, "to_host", np.array)
+    made, most = [], []
+
+    def function(_, x, graphdef):
+        result = jnp.asarray(x) + 1, jnp.asarray(x) + 2
+        made.append(weakref.ref(result[0]))
+        most.append(sum(array() is not None for array in made))
+        return result
+
+    rows = np.arange(27, dtype=np.float32)
+    found = part_models.in_batches(function, None, None, 4, rows)
+    assert len(most) == 7
+    assert max(most) <= 2
+    for result, added in zip(found, (1, 2), strict=True):
+        np.testing.assert_array_equal(result, rows + added)
 
 
 @pytest.mark.parametrize(
