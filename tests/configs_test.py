@@ -3,9 +3,11 @@
 import dataclasses
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jepa_jax import flags
+from jepa_jax import flags, train_decoder
 from jepa_jax.config import (
     BertConfig,
     Config,
@@ -89,6 +91,20 @@ def test_the_open_run_needs_no_gated_weights():
     named = " ".join((FOLDER / "open.py").read_text().split('"""')[1].split())
     assert "meta-llama" not in named
     assert "google/" not in named
+
+
+def test_the_open_decoder_trains_in_the_memory_of_one_accelerator():
+    """What the forward pass keeps for the backward pass, beside 3.3 GB of optimizer and model."""
+    config = flags.load_config("configs/open_decoder.py", DecoderConfig)
+    size, rows = flags.load_config("configs/open.py").model.embedding_size, config.batch_size
+    graphdef, state = jax.eval_shape(lambda: train_decoder.init_state(config, size))
+    texts = [jax.ShapeDtypeStruct((rows, config.max_length), dtype) for dtype in (jnp.int32, jnp.bool_)]
+
+    def kept(params, *batch):
+        return jax.vjp(lambda params: train_decoder.loss_fn(params, graphdef, *batch), params)[1]
+
+    found = jax.eval_shape(kept, state.trained, jax.ShapeDtypeStruct((rows, size), jnp.float32), *texts)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found)) < 5e9
 
 
 @pytest.mark.parametrize("name", ["open.py", "pretrain_images.py"])
