@@ -14,22 +14,30 @@ from jax.sharding import PartitionSpec
 from jepa_jax.losses.products import product
 
 
+def _float32(*arrays: jax.Array) -> list[jax.Array]:
+    """Before anything is computed of them: differences of bfloat16 have lost their digits before a sum."""
+    return [jnp.asarray(x, jnp.float32) for x in arrays]
+
+
 def cosine(predicted: jax.Array, target: jax.Array) -> jax.Array:
     """Mean of 1 - cosine of unit vectors: [B, E], [B, E] -> scalar.
 
     This and the next two are perfect when all embeddings are equal: the target must be frozen.
     """
-    return 1.0 - jnp.mean(jnp.sum(predicted * target, axis=-1, dtype=jnp.float32))
+    x, y = _float32(predicted, target)
+    return 1.0 - jnp.mean(jnp.sum(x * y, axis=-1))
 
 
 def l1(predicted: jax.Array, target: jax.Array) -> jax.Array:
     """Mean over the batch of the summed absolute differences: [B, E], [B, E] -> scalar."""
-    return jnp.mean(jnp.sum(jnp.abs(predicted - target), axis=-1, dtype=jnp.float32))
+    x, y = _float32(predicted, target)
+    return jnp.mean(jnp.sum(jnp.abs(x - y), axis=-1))
 
 
 def l2(predicted: jax.Array, target: jax.Array) -> jax.Array:
     """Mean over the batch of the squared distances: [B, E], [B, E] -> scalar."""
-    return jnp.mean(jnp.sum(jnp.square(predicted - target), axis=-1, dtype=jnp.float32))
+    x, y = _float32(predicted, target)
+    return jnp.mean(jnp.sum(jnp.square(x - y), axis=-1))
 
 
 def sigmoid(
@@ -89,7 +97,7 @@ def vicreg(
       The scalar loss and its three terms: mean squared difference; how far each dimension's deviation
       falls short of 1; squared covariances off the diagonal. The last two for both sides.
     """
-    x, y = predicted.astype(jnp.float32), target.astype(jnp.float32)
+    x, y = _float32(predicted, target)
     invariance = jnp.mean(jnp.square(x - y))
 
     def regularisers(x):

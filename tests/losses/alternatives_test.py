@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -23,9 +24,9 @@ def embeddings(on_the_sphere: bool) -> tuple[np.ndarray, np.ndarray]:
     return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in pair) if on_the_sphere else pair
 
 
-def by_definition(name: str, config: c.LossConfig) -> float:
-    """One sample, pair or direction at a time, in float64."""
-    x, y = (a.astype(np.float64) for a in embeddings(config.on_the_sphere))
+def by_definition(name: str, config: c.LossConfig, dtype=np.float32) -> float:
+    """One sample, pair or direction at a time, in float64, of embeddings of a given type."""
+    x, y = (a.astype(dtype).astype(np.float64) for a in embeddings(config.on_the_sphere))
     rows = list(zip(x, y, strict=True))
     match name:
         case "cosine":
@@ -97,6 +98,17 @@ def test_equals_the_definition(name):
     if config.on_the_sphere:
         x, y = embeddings(True)
         np.testing.assert_allclose(metrics["alignment"], -np.mean(np.sum(x * y, axis=1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_embeddings_give_a_float32_loss(name):
+    """Differences and products of theirs are not rounded to bfloat16, which would cost three digits."""
+    config = CONFIGS[name]
+    rounded = [x.astype(ml_dtypes.bfloat16) for x in embeddings(config.on_the_sphere)]
+    (loss, metrics), grads = gradient(*rounded, IDS, KEY, config)
+    assert {loss.dtype, *(m.dtype for m in metrics.values())} == {np.dtype("float32")}
+    assert {x.dtype for x in grads} == {rounded[0].dtype}
+    np.testing.assert_allclose(loss, by_definition(name, config, ml_dtypes.bfloat16), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
