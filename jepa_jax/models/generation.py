@@ -61,9 +61,10 @@ def sample(
 def _one_by_one(model, prefix, pick: Callable, length: int, end: int) -> jax.Array:
     """`pick` takes logits [B, V] and the place in the text and gives tokens [B]."""
     batch, before, _ = prefix.shape
+    # A program that has set JAX's jax_enable_x64 finds places in int64, and a loop keeps its types.
+    picked = lambda logits, i: pick(logits, i).astype(jnp.int32)
     logits, cache = model.extend(prefix, model.empty_cache(batch, before + length - 1), 0)
-    first = pick(logits, 0)
-    tokens = jnp.full((batch, length), end, jnp.int32).at[:, 0].set(first)
+    tokens = jnp.full((batch, length), end, jnp.int32).at[:, 0].set(picked(logits, 0))
 
     def unfinished(carry):
         i, _, last, _ = carry
@@ -72,7 +73,7 @@ def _one_by_one(model, prefix, pick: Callable, length: int, end: int) -> jax.Arr
     def step(carry):
         i, tokens, last, cache = carry
         logits, cache = model.extend(model.embed(last[:, None]), cache, before + i - 1)
-        last = jnp.where(last == end, end, pick(logits, i))
+        last = jnp.where(last == end, end, picked(logits, i))
         return i + 1, tokens.at[:, i].set(last), last, cache
 
     return jax.lax.while_loop(unfinished, step, (1, tokens, tokens[:, 0], cache))[1]

@@ -238,3 +238,23 @@ def test_every_place_draws_anew(reference):
     same = (found[:, 1:] == found[:, :-1]).mean()
     assert same < 3 / CONFIG.vocab_size
     assert len(np.unique(found[:, 0])) > CONFIG.vocab_size // 2
+
+
+def test_a_program_in_64_bits_gets_the_same_texts(prefix):
+    """Its types are set for all that it does; the places of the likeliest tokens are int64 there."""
+    model = make()
+    odds = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
+    functions = {
+        "greedy": lambda: generation.greedy(model, prefix, length=LENGTH, end=END),
+        "sample": lambda: generation.sample(
+            model, prefix, jax.random.split(jax.random.key(0), BATCH), length=LENGTH, end=END, **odds
+        ),
+        "beams": lambda: generation.beam_search(model, prefix, beams=3, length=LENGTH, end=END)[0],
+    }
+    for name, function in functions.items():
+        expected = jax.jit(function)()
+        with jax.enable_x64(True):
+            found = jax.jit(lambda function=function: function())()
+        assert found.dtype == jnp.int32
+        if name != "sample":  # draws of 64 bits are others
+            np.testing.assert_array_equal(found, expected)
