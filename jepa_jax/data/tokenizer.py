@@ -182,6 +182,12 @@ class Tokenizer:
         """Tokens of one text, special ones included."""
         return self.counts([text])[0]
 
+    def before_text(self) -> int:
+        """Tokens that every text has, of the prefix and special ones. A space that ends the prefix may become
+        part of the text's first token, and does not count."""
+        with self._lock:
+            return len(self._tokenizer(self.prefix.rstrip(), verbose=False)["input_ids"])
+
     def __call__(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [L] int32 and mask [L] bool, cut or right-padded to `length` positions.
 
@@ -282,8 +288,17 @@ def load_target_tokenizer(config: Config) -> Tokenizer:
       ValueError: as `load_tokenizers`.
     """
     data, vocab_size = config.data, config.model.y_encoder.vocab_size
-    found = Tokenizer(data.target_tokenizer, data.target_prefix, vocab_size)
-    _check(found, "model.y_encoder", vocab_size, data.length_buckets[-1][1])
+    found, length = (
+        Tokenizer(data.target_tokenizer, data.target_prefix, vocab_size),
+        data.length_buckets[-1][1],
+    )
+    _check(found, "model.y_encoder", vocab_size, length)
+    # Cut behind it, all targets would be one, and a run would learn nothing of them.
+    if (before := found.before_text()) >= length:
+        raise ValueError(
+            f"data.target_prefix={data.target_prefix!r} and special tokens take {before} of the {length} "
+            "tokens that a target has in data.length_buckets and leave none for the text: raise that length"
+        )
     return found
 
 
@@ -292,7 +307,7 @@ def load_tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:
 
     Raises:
       ValueError: a tokenizer cannot be had, needs more rows than its model's table has, or its special tokens
-        more positions than the last of `data.length_buckets`.
+        more positions than the last of `data.length_buckets`; or these and the prefix leave none to a target.
     """
     return load_query_tokenizer(config), load_target_tokenizer(config)
 

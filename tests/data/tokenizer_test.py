@@ -362,6 +362,22 @@ def test_a_last_bucket_too_short_for_the_special_tokens_is_refused_at_the_start(
             load(*buckets)
 
 
+def test_a_prefix_that_leaves_no_token_for_the_text_is_refused_at_the_start():
+    """Cut behind it all targets would be one."""
+    prefix, data = "what is it: ", tiny.data
+    before = len(Tokenizer("emoji_motion")._encode(prefix.rstrip(), None))
+
+    def load(length, prefix):
+        new = dataclasses.replace(data, target_prefix=prefix, length_buckets=((2, 2), (8, length)))
+        return load_tokenizers(dataclasses.replace(tiny, data=new))[1]
+
+    found = load(before + 1, prefix)
+    assert len({tuple(found(text, before + 1)[0]) for text in ("dog", "cat", "is")}) == 3
+    for length, text in ((before, prefix), (2, "")):
+        with pytest.raises(ValueError, match=f"take {length} of the {length} tokens that a target has"):
+            load(length, text)
+
+
 def write_golden():
     rows = {}
     for name in REAL:
