@@ -17,7 +17,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from jepa_jax.data.boxes import claimed_frames, is_cut
@@ -260,18 +260,26 @@ class _Converter:
         small = self._reformatter.reformat(
             frame, width, height, planes, interpolation=_FILTER, threads=1
         ).to_ndarray()
-        return _on_white(centre(_upright(small, frame), self._fit.crop))
+        return _on_white(centre(_upright(_in_full_range(small, frame), frame), self._fit.crop))
 
 
 def as_seen(frame: VideoFrame, width: int) -> np.ndarray:
     """A frame upright and on white, `width` pixels wide before it is turned: [H, W, 3] uint8 RGB."""
     # Interleaved, which takes a sixth of the time of planes where nothing is filtered.
     pixels = frame.to_ndarray(width=width, format="rgba" if _has_alpha(frame) else "rgb24")
-    return np.ascontiguousarray(_on_white(_upright(pixels, frame)))
+    return np.ascontiguousarray(_on_white(_upright(_in_full_range(pixels, frame), frame)))
 
 
 def _has_alpha(frame: VideoFrame) -> bool:
     return any(part.is_alpha for part in frame.format.components)
+
+
+def _in_full_range(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """[H, W, C] with black at 0 and white at 255. FFmpeg takes monochrome frames, as of HEVC and AV1, to be
+    so already, even where the video says that black is at 16 and white at 235."""
+    if not frame.format.name.startswith("gray") or frame.color_range != ColorRange.MPEG:
+        return pixels
+    return np.rint(np.clip((pixels - np.float32(16)) * (255 / 219), 0, 255)).astype(np.uint8)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from jepa_jax.data.build.spans import cut_span
 from jepa_jax.data.decode import read_frames
+from jepa_jax.data.decode_video import as_seen
 from jepa_jax.data.preprocess import centre, resize_and_crop, sample_frames, scaled_size
 from jepa_jax.data.records import BadRecordError, Limits, Media
 from tests.data import clips
@@ -246,6 +247,24 @@ def test_colours_are_those_the_video_states(matrix, red, blue, full_range):
     expected = np.array([r, g, b]) * 255
     for options in ({"resize": 64, "crop": 64}, {"resize": 40, "crop": 32}):
         assert np.abs(read(content, 1, **options)[0, 16, 16] - expected).max() < 2.5
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+def test_without_colours_black_and_white_are_where_the_video_has_them(full_range):
+    content = clips.clip(
+        1,
+        container="matroska",
+        codec="ffv1",  # x265's encoder takes such frames now and then only
+        pix_fmt="gray",
+        frames=[av.VideoFrame.from_ndarray(np.full((64, 96), 60, np.uint8), "gray")],
+        color_range=2 if full_range else 1,
+    )
+    assert clips.full_decode(content)[0].format.name == "gray"
+    expected = 60 if full_range else (60 - 16) / 219 * 255
+    with av.open(io.BytesIO(content)) as container:
+        watched = as_seen(next(container.decode(video=0)), 96)
+    for frames in (read(content, 1, resize=64, crop=64), read(content, 1, resize=40, crop=32), watched):
+        assert np.abs(frames - expected).max() < 2.5
 
 
 def test_what_is_transparent_in_a_video_is_white():
