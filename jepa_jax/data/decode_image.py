@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from jepa_jax.data.fit import Fit
 from jepa_jax.data.preprocess import resize_and_crop
+from jepa_jax.data.records import Limits
 from jepa_jax.data.timeline import sample_times
 
 # How files begin, and who reads them then. Only these of Pillow's readers are let at data: some of the
@@ -40,6 +41,14 @@ def image_format(head: bytes) -> str | None:
     return next((kind for at, magic, kind in _MAGIC if head[at:].startswith(magic)), None)
 
 
+def open_image(file: BinaryIO, kind: str, limits: Limits) -> Image.Image:
+    """An image of a format, whose size the caller holds against the limits. Pillow's own limit, which is the
+    process's and refuses twice as much, is raised to them."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
+    return Image.open(file, formats=[kind])
+
+
 def read_image(
     file: BinaryIO,
     kind: str,
@@ -59,7 +68,7 @@ def read_image(
       BadRecordError: it is too large, or nothing of it is inside the span.
       Exception: nearly any, from Pillow, if the file is damaged.
     """
-    with Image.open(file, formats=[kind]) as image:
+    with open_image(file, kind, fit.limits) as image:
         fit.scaled(image.height, image.width)
         durations, first = _durations(image, fit) if moving and kind in _ANIMATED else ([0], 0)
         if len(durations) == 1:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from jepa_jax.data import decode_image
 from jepa_jax.data.preprocess import resize_and_crop, sample_frames
+from jepa_jax.data.sources.frames import decode_frames
 from tests.data import clips
 from tests.data.decode_test import cause, read, read_numbers
 
@@ -49,6 +50,16 @@ def test_images_of_every_kind_become_rgb():
     ):
         found = read(content, 1, crop=8)[0, 4, 4].astype(int)
         assert np.abs(found - expected).max() <= 3, (content[:12], found)
+
+
+def test_the_limit_on_pixels_is_the_run_s_and_not_pillow_s(monkeypatch):
+    content = clips.picture(clips.numbered(5))
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 1000
+    )  # it refuses from twice as many on, and has 89 million
+    assert read_numbers(content, 1) == [5]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert len(decode_frames([content] * 2, "a", clips.LIMITS)) == 2
 
 
 def test_the_orientation_of_a_photograph_is_honoured():

@@ -4,9 +4,8 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from jepa_jax.data.decode_image import image_format, to_rgb
+from jepa_jax.data.decode_image import image_format, open_image, to_rgb
 from jepa_jax.data.records import BadRecordError, Limits
 
 
@@ -37,7 +36,7 @@ def decode_frames(images: Sequence[bytes], name: str, limits: Limits) -> np.ndar
             kind = image_format(content[:32])
             if kind is None:
                 raise ValueError("not of an image format that is read here")
-            with Image.open(io.BytesIO(content), formats=[kind]) as image:
+            with open_image(io.BytesIO(content), kind, limits) as image:
                 # Before anything of this size is made.
                 _check_room(len(images), image.height, image.width, name, limits)
                 frame = np.asarray(to_rgb(image))
