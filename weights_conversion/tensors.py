@@ -254,6 +254,11 @@ class ModelParallel:
             if shape is None:
                 found = ", ".join(map(str, shapes))
                 raise UsageError(f"{self.files[0].parent}: the slices of {name} do not fit together: {found}")
+            if len(types := {shard.info[name].dtype for shard in shards}) > 1:
+                found = ", ".join(sorted(map(str, types)))
+                raise UsageError(
+                    f"{self.files[0].parent}: the slices of {name} come in different types: {found}"
+                )
             self.info[name] = TensorInfo(shape, info.dtype)
 
     def read(self, name: str) -> np.ndarray:

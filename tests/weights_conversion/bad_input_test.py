@@ -370,6 +370,16 @@ def test_slices_that_do_not_fit_together(tmp_path, refused):
         )
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_slices_of_different_types(place, tmp_path, refused):
+    weights, params = folders.meta_llama(folders.llama(2))
+    source = folders.save_meta_llama(weights, params, tmp_path / "llama", 2)
+    file = source / f"consolidated.{place:02d}.pth"
+    torch.save({name: x.bfloat16() for name, x in torch.load(file).items()}, file)
+    words = "slices of tok_embeddings.weight come in different types: bfloat16, float32"
+    assert words in one_line(refused(source))
+
+
 NORM, QKV = "module.backbone.norm.weight", "module.backbone.blocks.0.attn.qkv.weight"
 
 
