@@ -95,6 +95,8 @@ def config_from(reference) -> LanguageModelConfig:
     """
     require(reference, hidden_act="silu", attention_bias=False, mlp_bias=False)
     rope = reference.rope_parameters
+    if (turned := rope.get("partial_rotary_factor")) not in (None, 1.0):
+        raise ConversionError(f"config.json: partial_rotary_factor={turned!r}; only 1.0 is built")
     scaling = None
     if rope["rope_type"] == "llama3":
         scaling = RopeScaling(

@@ -335,6 +335,7 @@ def test_a_file_that_its_folder_s_weights_are_not_read_from(whole, tmp_path, ref
     [
         ("bert", {"is_decoder": True}, "is_decoder=True; only False is built"),
         ("gemma", {"layer_types": ["chunked_attention"] * 3}, "'chunked_attention', which is not built"),
+        ("shards", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5; only 1.0 is built"),
         ("shards", {"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "does not work: could"),
         ("shards", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "does not work: float"),
     ],
