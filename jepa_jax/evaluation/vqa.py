@@ -6,7 +6,7 @@ import numpy as np
 
 from jepa_jax.evaluation.benchmark import Answers, Item, Metrics
 from jepa_jax.evaluation.classification import class_embeddings
-from jepa_jax.evaluation.retrieval import OneMatch, ranks
+from jepa_jax.evaluation.retrieval import TIE, OneMatch, ranks
 
 YES_NO: tuple[tuple[str, ...], ...] = (("yes",), ("no",))
 
@@ -53,7 +53,7 @@ def score_yes_no(items: Sequence[Item], predicted: np.ndarray, model: Answers) -
     yes, no = class_embeddings(model.embed_text, YES_NO)
     truth = np.array([is_yes for _, is_yes in (item.answer for item in items)], bool)
     nearer = predicted @ yes - predicted @ no
-    said = np.where(nearer == 0, ~truth, nearer > 0)
+    said = np.where(np.abs(nearer) <= TIE, ~truth, nearer > 0)
     settings = np.array([item.answer[0] for item in items])
     names = list(dict.fromkeys(settings.tolist()))
     apart = {name: yes_no_metrics(said[settings == name], truth[settings == name]) for name in names}

@@ -8,7 +8,7 @@ from jepa_jax.evaluation import benchmark
 from jepa_jax.evaluation.benchmark import Item
 from jepa_jax.evaluation.benchmarks import hard_negatives
 from jepa_jax.evaluation.benchmarks.tallyqa import NUMBERS
-from jepa_jax.evaluation.vqa import yes_no_metrics
+from jepa_jax.evaluation.vqa import score_yes_no, yes_no_metrics
 from jepa_jax.flags import UsageError
 from tests.evaluation.fake import FIXTURES, FRAMES, World, ask, embed_text, fill, key, read, watching
 
@@ -128,8 +128,22 @@ def test_a_triplet_is_right_when_the_positives_are_nearest_to_one_another():
     cases = {(0, 20, 50): True, (0, 20, 39): False, (0, 20, -19): False, (0, 20, 10): False}
     for angles, right in cases.items():
         assert hard_negatives.is_right(*map(at, angles)).tolist() == [right], angles
-    # As near is not nearer.
+    # As near is not nearer, and what rounding makes nearer neither.
     assert not hard_negatives.is_right(at(0), at(0), at(0))[0]
+    assert not hard_negatives.is_right(at(0), at(0), at(0) * (1 - 1e-7))[0]
+
+
+def test_yes_and_no_as_near_but_for_rounding():
+    one = embed_text(["any"])[0]
+
+    class Collapsed:
+        @staticmethod
+        def embed_text(texts):
+            return np.stack([one + 1e-8 * place for place, _ in enumerate(texts)])
+
+    items = [Item(name=str(i), answer=("", i % 2 == 0)) for i in range(4)]
+    predicted = np.stack([one, one, -one, -one])
+    assert score_yes_no(items, predicted, Collapsed())["accuracy"]["value"] == 0
 
 
 class TextOnly:

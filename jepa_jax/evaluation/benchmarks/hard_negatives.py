@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from jepa_jax.evaluation.annotations import locate, read_rows, read_table
 from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics, checked_numbers
+from jepa_jax.evaluation.retrieval import TIE
 
 SPLITS = ("all",)
 # Of three similarities, that of the positives is to be the greatest.
@@ -47,10 +48,11 @@ class _Spatial(BaseModel):
 
 
 def is_right(first: np.ndarray, second: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Whether sim(p1, p2) > max(sim(p1, n), sim(p2, n)): [B, E] unit vectors each -> [B] bool."""
+    """Whether sim(p1, p2) > max(sim(p1, n), sim(p2, n)): [B, E] unit vectors each -> [B] bool. What is no
+    further apart than rounding is a tie, and wrong."""
     together = (first * second).sum(axis=-1)
     apart = np.maximum((first * negative).sum(axis=-1), (second * negative).sum(axis=-1))
-    return together > apart
+    return together > apart + TIE
 
 
 def _score(items: Sequence[Item], _: None, model: Answers) -> Metrics:
