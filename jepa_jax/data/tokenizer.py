@@ -288,10 +288,8 @@ def load_target_tokenizer(config: Config) -> Tokenizer:
       ValueError: as `load_tokenizers`.
     """
     data, vocab_size = config.data, config.model.y_encoder.vocab_size
-    found, length = (
-        Tokenizer(data.target_tokenizer, data.target_prefix, vocab_size),
-        data.length_buckets[-1][1],
-    )
+    length = data.length_buckets[-1][1]
+    found = Tokenizer(data.target_tokenizer, data.target_prefix, vocab_size)
     _check(found, "model.y_encoder", vocab_size, length)
     # Cut behind it, all targets would be one, and a run would learn nothing of them.
     if (before := found.before_text()) >= length:
