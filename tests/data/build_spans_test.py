@@ -120,6 +120,13 @@ def test_frames_of_a_cut_are_those_of_the_whole(kind):
     assert cuts >= 4
 
 
+@pytest.mark.parametrize("kind", ["mp4", "webm"])
+def test_a_cut_is_the_same_every_time(kind):
+    content = clips.clip(40, container=kind, codec={"mp4": "libx264", "webm": "libvpx-vp9"}[kind])
+    cuts = [cut_span(Media(content=content, start=0.5, end=1.2), 2**24).content for _ in range(2)]
+    assert cuts[0] == cuts[1]
+
+
 def test_a_video_whose_packets_say_no_times_is_stored_whole():
     content = clips.clip(container="avi", codec="mpeg4", max_b_frames=2)
     assert cut_span(Media(content=content, start=1.0, end=1.2), 2**24) is None

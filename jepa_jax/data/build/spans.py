@@ -211,7 +211,8 @@ def _write(kind: str, stream: VideoStream, packets: list[tuple[Packet, int, int]
     the codec, or its times are coarser than the stream's."""
     file = io.BytesIO()
     try:
-        with av.open(file, "w", format=kind) as container:
+        # Matroska has identifiers at random else, and files would differ from one build to the next.
+        with av.open(file, "w", format=kind, options={"fflags": "+bitexact"}) as container:
             copy = container.add_stream_from_template(stream)
             copy.time_base = stream.time_base
             if stream.container.format.name.startswith("matroska") and stream.average_rate:
