@@ -80,6 +80,13 @@ def read_video(
     return np.stack([found[which] for which in wanted])
 
 
+def video_of(container: InputContainer) -> VideoStream | None:
+    """The video that FFmpeg shows of several, such as the one said to be the default; no cover is one."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    best = container.streams.best("video")
+    return best if best in streams else next(iter(streams), None)
+
+
 @contextlib.contextmanager
 def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its video, ready to decode in one thread: clips are read in parallel already."""
@@ -100,11 +107,9 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
         is_tiled = any(s.disposition & Disposition.dependent for s in container.streams.video)
         if is_tiled and container.metadata.get("major_brand") in _IMAGES:
             raise fit.error("media not decodable", "a HEIF image of several tiles: save it as JPEG")
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
+        stream = video_of(container)
+        if stream is None:
             raise fit.error("no video stream")
-        stream = container.streams.best("video")
-        stream = stream if stream in streams else streams[0]
         context = stream.codec_context
         if context is None:
             raise fit.error("media not decodable", "no decoder for this codec")

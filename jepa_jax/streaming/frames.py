@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import av
 import numpy as np
 
-from jepa_jax.data.decode_video import as_seen
+from jepa_jax.data.decode_video import as_seen, video_of
 from jepa_jax.errors import first_line
 
 # What a URL may lead to: a playlist from elsewhere must not open files of this machine.
@@ -127,9 +127,9 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
     except (av.FFmpegError, OSError, ValueError) as error:
         raise NoVideoError(f"{name} cannot be opened as a video: {_reason(error)}") from error
     with container:
-        if not container.streams.video:
+        stream = video_of(container)
+        if stream is None:
             raise NoVideoError(f"{name} holds no video")
-        stream = container.streams.video[0]
         if stream.codec_context is None:  # FFmpeg knows what it is, as an SVG, and cannot decode it
             raise NoVideoError(f"{name} holds a kind of video that cannot be decoded here")
         _check_size(name, stream.width, stream.height, max_pixels)

@@ -6,6 +6,7 @@ import wave
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.preprocess import resize_and_crop
@@ -73,6 +74,26 @@ def test_frames_are_seen_as_in_training(tmp_path, options):
     # Interleaved pixels are rounded down, planes are not.
     assert np.abs(seen.astype(int) - trained_on).mean() < 4
     assert np.abs(seen[::-1].astype(int) - trained_on).mean() > 30
+
+
+def test_of_several_videos_the_one_of_training_is_watched(tmp_path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=25) for _ in range(2)]
+        for stream, disposition in zip(streams, (0, Disposition.default)):
+            stream.height, stream.width, stream.disposition = clips.HEIGHT, clips.WIDTH, disposition
+        for i in range(13):
+            for stream, first in zip(streams, (0, 100)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(clips.numbered(first + i))))
+        for stream in streams:
+            container.mux(stream.encode())
+    watched = np.stack([frame.pixels for frame in open_video(str(path))])
+    side = (clips.WIDTH - clips.HEIGHT) // 2
+    assert clips.numbers(watched[:, :, side:-side]) == list(range(100, 113))
+    options = {"resize": None, "crop": clips.HEIGHT, "name": "a", "limits": clips.LIMITS}
+    assert clips.numbers(read_frames(Media(content=path.read_bytes()), 13, **options)) == list(
+        range(100, 113)
+    )
 
 
 def test_what_is_transparent_is_white(tmp_path):
