@@ -102,6 +102,8 @@ def _open(file: BinaryIO, size: int, fit: Fit) -> Iterator[tuple[InputContainer,
     except av.FFmpegError as error:
         if is_cut(file, size):
             raise fit.error("media truncated", "the file ends inside one of its boxes") from error
+        if isinstance(error, av.ArgumentError):  # FFmpeg's word for all that is not in the list
+            raise fit.error("media not decodable", "not of a format that is read here") from error
         raise
     with container:
         is_tiled = any(s.disposition & Disposition.dependent for s in container.streams.video)

@@ -356,6 +356,8 @@ def test_every_bad_input_has_its_cause(mp4, tmp_path):
             read(content)
         assert caught.value.cause == expected, (what, str(caught.value))
     assert cause(mp4, kind="image") == "media not decodable"
+    with pytest.raises(BadRecordError, match="not of a format that is read here"):
+        read(b"fLaC" + bytes(38) + bytes(200))
 
 
 @pytest.mark.parametrize(("kind", "box", "place"), [("fragments", b"trun", 8), ("mp4", b"stsz", 12)])
