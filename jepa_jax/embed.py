@@ -29,6 +29,7 @@ from jepa_jax.embeddings import table
 from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOut, read_ahead
 from jepa_jax.embeddings.table import Manifest
 from jepa_jax.errors import encodable, printable
+from jepa_jax.evaluation.benchmark import checked_numbers
 from jepa_jax.inference import Model
 from jepa_jax.places import PlaceError, held, is_local
 
@@ -47,13 +48,16 @@ def embed_part(model: Model, collection: Collection, folder: pathlib.Path, part:
 
     Returns:
       What had to be left out, list[LeftOut].
+
+    Raises:
+      UsageError: the model's embeddings are not numbers.
     """
     data, batch = model.config.data, model.config.eval.batch_size
     rows, items, left_out, embeddings = [], [], [], []
     pending: list[np.ndarray] = []
 
     def flush():
-        embeddings.append(model.embed_video(np.stack(pending), manifest.query))
+        embeddings.append(checked_numbers(model.embed_video(np.stack(pending), manifest.query)))
         pending.clear()
 
     wanted = manifest.rows_of(part)
@@ -80,7 +84,8 @@ def embed(model: Model, collection: Collection, folder: pathlib.Path, manifest: 
     """Make the missing parts that fall to this host.
 
     Raises:
-      UsageError: the folder holds other embeddings, or another process is making them.
+      UsageError: the folder holds other embeddings, another process is making them, or the model's are not
+        numbers.
     """
     with contextlib.ExitStack() as taken:
         with flags.as_usage_errors(PlaceError), distributed.main_first():

@@ -302,7 +302,7 @@ class Model:
 
         Raises:
           ValueError: an empty bank, embeddings of another form, or settings out of range.
-          UsageError: the model has no decoder.
+          UsageError: the model has no decoder, or its embeddings of the bank are not numbers.
         """
         size = self.config.model.embedding_size
         embeddings = one_array(embeddings, "embeddings", np.float32)
@@ -360,7 +360,7 @@ class Model:
           NoVideoError: fewer frames than one window takes.
           ValueError: frames of another form, a rate or window that is not above 0, a query that is too
             long, no text in the bank.
-          UsageError: there is no decoder and no bank.
+          UsageError: there is no decoder and no bank, or the model's embeddings are not numbers.
         """
         query = self.default_query() if query is None else query
         self.check_query(query)

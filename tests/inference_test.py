@@ -303,6 +303,12 @@ def test_a_bank_gives_back_its_own_texts(model):
         model.decode(model.embed_text(bank), bank=bank, beams=2)
 
 
+def test_no_text_is_the_nearest_of_a_bank_whose_embeddings_are_not_numbers(model, monkeypatch):
+    monkeypatch.setattr(model, "embed_text", lambda texts: np.full((len(texts), 16), np.nan, np.float32))
+    with pytest.raises(UsageError, match="not numbers"):
+        model.decode(np.eye(1, 16, dtype=np.float32), bank=["yes", "no"])
+
+
 def test_without_a_decoder_text_is_refused_in_one_sentence(model, frames):
     assert not model.has_decoder
     with pytest.raises(UsageError, match=r"python -m jepa_jax\.train_decoder --checkpoint=RUN"):

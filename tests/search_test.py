@@ -59,6 +59,15 @@ def embedding(out, *more):
     return embed.main, "--dataset=colours", f"--out={out}", f"--part_rows={PART_ROWS}", *more
 
 
+def test_embeddings_that_are_not_numbers_are_not_written(commands, tmp_path, monkeypatch):
+    broken = lambda _, frames, query: np.full((len(frames), 3), np.nan, np.float32)
+    monkeypatch.setattr(ColourModel, "embed_video", broken)
+    status, printed = commands(*embedding(tmp_path / "out"))
+    assert status == 2
+    assert "the model's answers are not numbers: its weights are broken" in printed.err
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 

@@ -63,9 +63,14 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, is_match: np.ndarray | OneMa
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Place of the nearest by cosine, the first of several: [Q, E] and [P, E] unit vectors -> [Q] int."""
+    """Place of the nearest by cosine, the first of several: [Q, E] and [P, E] unit vectors -> [Q] int.
+
+    Raises:
+      UsageError: a cosine is not a number, which `argmax` would take for the nearest.
+    """
     blocks = _blocks(len(queries), len(gallery))
-    return np.concatenate([np.argmax(queries[rows] @ gallery.T, axis=1) for rows in blocks])
+    scores = (checked_numbers(queries[rows] @ gallery.T) for rows in blocks)
+    return np.concatenate([np.argmax(block, axis=1) for block in scores])
 
 
 def recall_metrics(rank: np.ndarray, gallery_size: int, prefix: str) -> dict[str, dict]:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from jepa_jax.evaluation.benchmark import checked_numbers
 from jepa_jax.flags import UsageError
 
 MAX_BANK_BYTES = 1 << 28
@@ -25,7 +26,10 @@ class Writes(Reads, Protocol):
 
 
 class Speaks(Protocol):
-    """Embeddings [B, E] to B texts with their scores: the cosine of S_Y of the text and the embedding."""
+    """Embeddings [B, E] to B texts with their scores: the cosine of S_Y of the text and the embedding.
+
+    Raises UsageError where they are not numbers, for the first text would be the nearest.
+    """
 
     def __call__(self, embeddings: np.ndarray) -> list[tuple[str, float]]: ...
 
@@ -38,7 +42,7 @@ class NearestText:
         self._embeddings = model.embed_text(self._texts)
 
     def __call__(self, embeddings: np.ndarray) -> list[tuple[str, float]]:
-        scores = embeddings @ self._embeddings.T
+        scores = checked_numbers(embeddings @ self._embeddings.T)
         best = scores.argmax(axis=1)
         return [(self._texts[i], float(row[i])) for i, row in zip(best, scores, strict=True)]
 
@@ -50,8 +54,8 @@ class Written:
         self._model = model
 
     def __call__(self, embeddings: np.ndarray) -> list[tuple[str, float]]:
-        texts = self._model.decode(embeddings)
-        scores = np.sum(self._model.embed_text(texts) * embeddings, axis=1)
+        texts = self._model.decode(checked_numbers(embeddings))
+        scores = checked_numbers(np.sum(self._model.embed_text(texts) * embeddings, axis=1))
         return list(zip(texts, scores.tolist(), strict=True))
 
 

@@ -33,6 +33,16 @@ def test_what_is_written_is_scored_by_its_own_embedding():
     np.testing.assert_allclose([score for _, score in said], [0.6, 0.96])
 
 
+@pytest.mark.parametrize("speak", [Written, lambda model: NearestText(model, ["up", "right"])])
+def test_what_is_not_a_number_is_near_to_no_text(speak, monkeypatch):
+    """The first text of the bank was said, with the score NaN, which JSON does not have."""
+    with pytest.raises(UsageError, match="not numbers"):
+        speak(Model())(np.full((1, 2), np.nan))
+    monkeypatch.setitem(PLACES, "up", [np.nan, 0.0])
+    with pytest.raises(UsageError, match="not numbers"):
+        speak(Model())(EMBEDDINGS)
+
+
 def test_a_bank_is_read_without_empty_lines(tmp_path):
     (tmp_path / "bank.txt").write_text("\ufeffa dog\n\n  ein Bär  \r\ntwo\u2028parts", encoding="utf-8")
     assert read_bank(str(tmp_path / "bank.txt")) == ["a dog", "ein Bär", "two\u2028parts"]
