@@ -137,7 +137,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--window", type=float, default=2.0, metavar="SECONDS", help=f"what one look takes in {_DEFAULT}"
     )
     parser.add_argument(
-        "--step", type=float, metavar="SECONDS", help="from look to look (default: window / 2)"
+        "--step", type=float, metavar="SECONDS", help="look to look, in whole frames (default: window / 2)"
     )
     parser.add_argument("--frames", type=int, metavar="T", help="of a window (default: as in training)")
     parser.add_argument("--batch", type=int, default=1, help=f"windows at a time; more for files {_DEFAULT}")

@@ -106,7 +106,8 @@ def look(
 
     Args:
       window: what one look takes in, in seconds.
-      step: from look to look, in seconds; half a window where nothing is said.
+      step: from look to look, in seconds, rounded to whole frames of a window; half a window where nothing
+        is said.
       size: frames of a window; as in training where nothing is said.
       batch: as of `embed`.
 
