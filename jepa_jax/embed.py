@@ -29,8 +29,8 @@ from jepa_jax.embeddings import table
 from jepa_jax.embeddings.collection import Collection, DatasetCollection, LeftOut, read_ahead
 from jepa_jax.embeddings.table import Manifest
 from jepa_jax.errors import encodable, printable
-from jepa_jax.evaluation.benchmark import checked_numbers
 from jepa_jax.inference import Model
+from jepa_jax.part_models import checked_numbers
 from jepa_jax.places import PlaceError, held, is_local
 
 logger = logging.getLogger(__name__)

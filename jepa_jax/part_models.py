@@ -67,6 +67,18 @@ def checked_texts(texts: Iterable[str], name: str = "list of texts") -> list[str
     return texts
 
 
+def checked_numbers(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings, or scores of them, as they are. What is not a number compares as neither near nor far, and
+    would be scored as an answer.
+
+    Raises:
+      UsageError: some are not numbers.
+    """
+    if not np.isfinite(embeddings).all():
+        raise flags.UsageError("the model's answers are not numbers: its weights are broken")
+    return embeddings
+
+
 def padded_rows(rows: int, size: int, devices: int = 1) -> int:
     """The rows of a batch that holds so many: a power of two for each device, at most `size` in all.
     One clip costs one row, and few shapes are compiled."""

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from jepa_jax.errors import first_line
 from jepa_jax.evaluation.media import MediaFolder, MissingMediaError
 from jepa_jax.flags import UsageError
+from jepa_jax.part_models import checked_numbers
 
 # (file or its bytes, start, end) -> [T, H, W, C] uint8; raises ValueError or OSError where it cannot.
 LoadFrames = Callable[[pathlib.Path | bytes, float | None, float | None], np.ndarray]
@@ -111,18 +112,6 @@ class Outcome:
 
     metrics: Metrics
     missing: dict[str, str]
-
-
-def checked_numbers(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings, or scores of them, as they are. What is not a number compares as neither near nor far, and
-    would be scored as an answer.
-
-    Raises:
-      UsageError: some are not numbers.
-    """
-    if not np.isfinite(embeddings).all():
-        raise UsageError("the model's answers are not numbers: its weights are broken")
-    return embeddings
 
 
 def with_query(benchmark: Benchmark, query: str) -> Benchmark:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics, checked_numbers
+from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
 from jepa_jax.evaluation.retrieval import OneMatch, ranks
 from jepa_jax.flags import UsageError
+from jepa_jax.part_models import checked_numbers
 
 
 def class_embeddings(embed_text, phrasings: Sequence[Sequence[str]]) -> np.ndarray:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jepa_jax.evaluation.benchmark import Answers, Item, Metrics, checked_numbers
+from jepa_jax.evaluation.benchmark import Answers, Item, Metrics
 from jepa_jax.flags import UsageError
+from jepa_jax.part_models import checked_numbers
 
 # So many scores are in memory at a time.
 _SCORES_AT_ONCE = 2**24

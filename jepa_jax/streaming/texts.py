@@ -5,8 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from jepa_jax.evaluation.benchmark import checked_numbers
 from jepa_jax.flags import UsageError
+from jepa_jax.part_models import checked_numbers
 
 MAX_BANK_BYTES = 1 << 28
 

@@ -8,8 +8,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from jepa_jax.evaluation.annotations import locate, read_rows, read_table
-from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics, checked_numbers
+from jepa_jax.evaluation.benchmark import Answers, Benchmark, Item, Metrics
 from jepa_jax.evaluation.retrieval import TIE
+from jepa_jax.part_models import checked_numbers
 
 SPLITS = ("all",)
 # Of three similarities, that of the positives is to be the greatest.
