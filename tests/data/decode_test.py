@@ -228,7 +228,8 @@ def test_frames_with_data_that_pyav_does_not_know_are_read_and_upright():
     [("mp4", "libx264"), ("mpegts", "libx264"), ("mpegts", "libx265"), ("h264", "libx264"), ("avi", "mpeg4")],
 )
 def test_pixels_are_square(container, codec):
-    content = clips.clip(width=48, aspect=2, container=container, codec=codec)
+    # x265 corrupts its memory with pictures of 48 pixels.
+    content = clips.clip(width=64, aspect=1.5, container=container, codec=codec)
     assert read_numbers(content, 5) == [5, 15, 26, 37, 47]
 
 
