@@ -79,6 +79,9 @@ class Decoder:
         self._mesh = mesh
         self._graphdef, self._state = nnx.split(module)
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_mesh": NO_MESH}  # what is unpickled is on one device
+
     @property
     def module(self) -> YDecoder:
         """The Flax module with its parameters."""

@@ -20,7 +20,14 @@ from jepa_jax.evaluation.classification import class_embeddings, phrased
 from jepa_jax.evaluation.frames import loader
 from jepa_jax.evaluation.retrieval import nearest
 from jepa_jax.models.vl_jepa import VLJEPA
-from jepa_jax.part_models import checked_frames, checked_texts, in_batches, one_array, padded_length
+from jepa_jax.part_models import (
+    NO_MESH,
+    checked_frames,
+    checked_texts,
+    in_batches,
+    one_array,
+    padded_length,
+)
 from jepa_jax.places import PlaceError, place
 from jepa_jax.runs import compare_tokenizers, find_run, restore_run, run_config
 from jepa_jax.sharding import make_mesh
@@ -102,6 +109,9 @@ class Model:
         self._mesh = jax.sharding.get_mesh() if mesh is None else mesh
         devices = max(self._mesh.size, 1)
         self._batch_size = -(-config.eval.batch_size // devices) * devices
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_mesh": NO_MESH}  # what is unpickled is on one device
 
     def with_weights(self, model: VLJEPA) -> "Model":
         """The same configuration, tokenizers and decoder around other weights of the same architecture."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import signal
 
@@ -110,6 +111,9 @@ def test_on_several_devices_each_takes_its_rows_and_the_answers_are_those_of_one
     drawn = three.decoder(predicted, temperature=1.0, seed=3)
     assert drawn == one.decoder(predicted, temperature=1.0, seed=3)
     assert three.with_weights(three.module).decode(predicted) == one.decode(predicted)
+    copied = pickle.loads(pickle.dumps(three))
+    np.testing.assert_allclose(copied.predict(video, "what is it?"), predicted, atol=1e-5)
+    assert copied.decoder(predicted) == written
     with pytest.raises(flags.UsageError, match="devices"):
         jepa_jax.load(trained, devices=[])
 
