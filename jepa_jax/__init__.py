@@ -19,8 +19,8 @@ none of it, start at once.
 __version__ = "0.1.0"
 
 
-def load(directory, decoder=None, *, devices=None):
+def load(directory, decoder=None, *, devices=None, batch_size=None):
     """The model of a run: see `jepa_jax.inference.load`, which this is."""
     from jepa_jax import inference
 
-    return inference.load(directory, decoder, devices=devices)
+    return inference.load(directory, decoder, devices=devices, batch_size=batch_size)

@@ -114,6 +114,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=flags.local_path, required=True, metavar="DIR")
     parser.add_argument("--part_rows", type=int, default=1024, help="videos to a part (default: 1024)")
+    flags.add_batch(parser)
     distributed.add_arguments(parser)
     values = flags.parse_without_config(arguments, parser)
     if values.part_rows < 1:
@@ -127,7 +128,8 @@ def main(arguments: list[str]) -> int:
     table.check_installed()
     distributed.initialize(values)
     with distributed.together():
-        loaded = inference.load(values.checkpoint, devices=jax.local_devices())
+        taking = {"devices": jax.local_devices(), "batch_size": values.batch}
+        loaded = inference.load(values.checkpoint, **taking)
         if not isinstance(loaded, Model):
             raise flags.UsageError(f"{values.checkpoint} holds one part: only whole models can embed")
     config = loaded.config

@@ -251,6 +251,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--decoder", metavar="DIR", help="a decoder elsewhere than in the run (default: its own)"
     )
+    flags.add_batch(parser)
     values = flags.parse_without_config(arguments, parser)
     if values.task is not None and values.task not in known:
         raise flags.UsageError(f"no task {values.task!r}: there are {', '.join(known)}")
@@ -264,7 +265,8 @@ def main(arguments: list[str]) -> int:
     if values.decoder is not None and not (writes or values.texts == "decoder"):
         raise flags.UsageError(f"--decoder is for what writes text, and --task={values.task} does not")
     distributed.check_devices()
-    model = inference.load(values.checkpoint, values.decoder, devices=jax.local_devices())
+    taking = {"devices": jax.local_devices(), "batch_size": values.batch}
+    model = inference.load(values.checkpoint, values.decoder, **taking)
     path = place(values.checkpoint)
     workdir, step = (path, None) if parts.is_part(path) else find_run(path)
     if step is not None:  # what the run itself was evaluated to stays

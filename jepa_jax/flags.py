@@ -218,6 +218,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """`--batch` for commands that ask a model about many videos, on smaller devices than its run's."""
+    words = "rows at a time over all devices, at most (default: the run's eval.batch_size)"
+    parser.add_argument("--batch", type=count, metavar="ROWS", help=words)
+
+
 # Arguments that go to the model: it may well be asked nothing.
 _TEXTS = ("query", "text")
 

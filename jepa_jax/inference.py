@@ -1,5 +1,6 @@
 """A model for use, trained or converted: NumPy in, NumPy out, compiled once per shape."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -393,6 +394,7 @@ def load(
     decoder: str | os.PathLike | None = None,
     *,
     devices: Sequence[jax.Device] | None = None,
+    batch_size: int | None = None,
 ):
     """The model of a run, or converted weights.
 
@@ -403,17 +405,21 @@ def load(
       decoder: where `python -m jepa_jax.train_decoder` wrote a decoder, if not to DIR/decoder.
       devices: that have the whole model each and share the rows of each batch, of this host
         (`jax.local_devices()`; default: the first of them). A converted part takes the first.
+      batch_size: rows at a time over all devices, at most (default: the run's `eval.batch_size`); fewer
+        take less memory. A converted part has its own.
 
     Returns:
       A `Model`; for one converted part, `part_models.XEncoderModel`, `YEncoderModel` or `LlamaModel`.
 
     Raises:
       UsageError: there is no checkpoint, or none is whole; weights that are damaged or of another form; no
-        decoder in its folder; or no device, or none is named.
+        decoder in its folder; no device, or none is named; or no row to a batch.
     """
     distributed.check_devices()
     if devices is not None and not len(devices):
         raise flags.UsageError("devices names none: jax.local_devices() are this host's")
+    if batch_size is not None and batch_size < 1:
+        raise flags.UsageError(f"batch_size={batch_size} must be at least 1")
     with flags.as_usage_errors(PlaceError):
         path = place(directory)
         folder = None if decoder is None else place(decoder)
@@ -436,6 +442,8 @@ def load(
         config = run_config(home)
         graphdef, template = abstract_state(config, mesh)
         step, params, data = restore_run(home, step, config, to_items(template)["params"])
+    if batch_size is not None:
+        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=batch_size))
     known = {"learned_with": data.get("tokenizers"), "only_query": data.get("query")}
     known |= {"home": home, "step": step, "decoder": folder, "mesh": mesh}
     return Model(nnx.merge(graphdef, params), config, **known)

@@ -44,7 +44,7 @@ class Colours:
 
 @pytest.fixture
 def commands(monkeypatch, capsys):
-    monkeypatch.setattr(inference, "load", lambda _, devices=None: ColourModel())
+    monkeypatch.setattr(inference, "load", lambda _, **how: ColourModel())
     monkeypatch.setattr(embed, "DatasetCollection", Colours)
     monkeypatch.setattr(search, "DatasetCollection", Colours)
 

@@ -114,8 +114,13 @@ def test_on_several_devices_each_takes_its_rows_and_the_answers_are_those_of_one
     copied = pickle.loads(pickle.dumps(three))
     np.testing.assert_allclose(copied.predict(video, "what is it?"), predicted, atol=1e-5)
     assert copied.decoder(predicted) == written
-    with pytest.raises(flags.UsageError, match="devices"):
-        jepa_jax.load(trained, devices=[])
+    del held[:]
+    fewer = jepa_jax.load(trained, batch_size=3).predict(video, "what is it?")
+    assert held == 2 * [{here[0]: 3}, {here[0]: 3}, {here[0]: 1}]  # encoded, then asked
+    np.testing.assert_allclose(fewer, predicted, atol=1e-5)
+    for wrong in ({"devices": []}, {"batch_size": 0}):
+        with pytest.raises(flags.UsageError, match=next(iter(wrong))):
+            jepa_jax.load(trained, **wrong)
 
 
 def test_stopped_and_started_again_it_ends_with_the_same_numbers(trained, tmp_path, monkeypatch, capsys):
