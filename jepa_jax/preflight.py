@@ -203,6 +203,18 @@ def smallest_that_fits(
     return best
 
 
+def other_remedies(config: Config, devices: int) -> list[str]:
+    """What in a configuration could still be set to take less of a device's memory."""
+    remedies = []
+    if config.fsdp < devices:
+        remedies.append("a larger fsdp")
+    if config.model.remat != "layer":
+        remedies.append("model.remat=layer")
+    if config.keep_visual_tokens and not config.optim.factors.x_encoder:
+        remedies.append("keep_visual_tokens=False")
+    return remedies
+
+
 def every_remat(
     config: Config, devices: list, chip: Chip, lengths: tuple[int, int], configured: dict
 ) -> dict[str, dict]:
@@ -285,10 +297,8 @@ def main(arguments: list[str]) -> int:
             )
             found = smallest_that_fits(config, devices, lengths, chip, error.needed)
             if found is None:
-                print(
-                    "error: no micro_batches fits: take more chips, a larger fsdp, or model.remat=layer",
-                    file=sys.stderr,
-                )
+                remedies = ["more chips", *other_remedies(config, len(devices))]
+                print(f"error: no micro_batches fits: take {' or '.join(remedies)}", file=sys.stderr)
                 return 1
             pieces, compiled = found
             config = dataclasses.replace(config, micro_batches=pieces)

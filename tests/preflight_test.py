@@ -168,6 +168,26 @@ def test_what_the_compiler_refuses_does_not_fit(refused, monkeypatch, tmp_path):
         preflight.main([f"--config={CONFIG}", "--topology=v5e:2x2", f"--out={out}/inside.json"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            ["optim.factors.x_encoder=0"],
+            "more chips or a larger fsdp or model.remat=layer or keep_visual_tokens=False",
+        ),
+        (["fsdp=4", "model.remat=layer", "keep_visual_tokens=False"], "more chips"),
+    ],
+)
+def test_where_nothing_fits_what_could_still_be_set_is_said(changes, words, monkeypatch, capsys):
+    def compile_step(config, devices, lengths):
+        raise preflight.DoesNotFitError(1e12)
+
+    monkeypatch.setattr(preflight, "compile_step", compile_step)
+    overrides = [f"--config.{change}" for change in changes]
+    assert preflight.main([f"--config={CONFIG}", "--topology=v5e:2x2", *overrides]) == 1
+    assert capsys.readouterr().err.endswith(f"error: no micro_batches fits: take {words}\n")
+
+
 def test_of_a_mixture_the_longest_clips_count(monkeypatch, tmp_path):
     seen = []
 
