@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jepa_jax import decoder, distributed, flags, inference, loop, parts
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, sha256
-from jepa_jax.config import DataConfig, DecoderConfig
+from jepa_jax.config import Config, DataConfig, DecoderConfig
 from jepa_jax.data import pipeline
 from jepa_jax.data.bad_records import BadRecords, TooManyBadRecordsError
 from jepa_jax.data.loader import Loader, WorkerEndedError
@@ -128,7 +128,7 @@ def with_pair_weights(data: DataConfig, weights: tuple[tuple[str, float], ...]) 
     return dataclasses.replace(data, mixture=mixture)
 
 
-def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: BadRecords):
+def open_data(config: DecoderConfig, run: Config, mesh: Mesh, bad: BadRecords):
     """The training batches, their sources, and both tokenizers: of the targets and of the decoder.
 
     Raises:
@@ -136,11 +136,11 @@ def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: Ba
       TooManyBadRecordsError: too much was left out of a source.
     """
     check_batch(config.batch_size, mesh)
-    data = model.config.data
+    data = run.data
     if config.pair_weights:
         data = with_pair_weights(data, config.pair_weights)
     sources = pipeline.open_sources(data, bad)
-    tokenizers = load_tokenizers(model.config)[1], load_decoder_tokenizer(config)
+    tokenizers = load_tokenizers(run)[1], load_decoder_tokenizer(config)
     dataset = target_batches(
         config,
         data,
@@ -152,8 +152,12 @@ def open_data(config: DecoderConfig, model: inference.Model, mesh: Mesh, bad: Ba
     return dataset, sources, tokenizers
 
 
-def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) -> int:
+def train(config: DecoderConfig, run: Config, y_encoder: nnx.Module, workdir: epath.Path) -> int:
     """Train to `config.steps`, going on from the work directory's last whole checkpoint.
+
+    Args:
+      run: of the model whose embeddings are decoded.
+      y_encoder: that model's, of arrays of this host.
 
     Returns:
       The exit status, as `jepa_jax.train` gives it.
@@ -165,16 +169,16 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
       TooManyBadRecordsError: more records than the run's `data.max_bad_fraction` have unusable texts.
       WorkerEndedError: one of `data.workers` died.
     """
-    bad = loop.open_tally(model.config.data.max_bad_fraction, workdir)
+    bad = loop.open_tally(run.data.max_bad_fraction, workdir)
     with flags.as_usage_errors(ValueError, OSError):
         loop.check_hosts(config)
         mesh = make_mesh()
         with distributed.main_first():
             part = None if loop.begun(workdir) else open_init(config)
-            dataset, sources, tokenizers = open_data(config, model, mesh, bad)
+            dataset, sources, tokenizers = open_data(config, run, mesh, bad)
             taken = loop.take_workdir(config, workdir)
         distributed.check_shared(workdir)
-        weights = sha256(nnx.state(model.module.y_encoder))
+        weights = sha256(nnx.state(y_encoder))
         identity = loop.identity_of(sources, tokenizers)
         loop.check_inputs(identity, part, y_encoder=weights)
     # A decoder is small: every device has the whole of it and its own rows of the batch.
@@ -184,7 +188,7 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
         jax.set_mesh(mesh),
         contextlib.closing(Checkpointer(workdir / "checkpoints", config.checkpoint)) as checkpointer,
     ):
-        size = model.config.model.embedding_size
+        size = run.model.embedding_size
         graphdef, shapes = jax.eval_shape(lambda: init_state(config, size))
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
         with flags.as_usage_errors(DamagedCheckpointError):
@@ -201,12 +205,12 @@ def train(config: DecoderConfig, model: inference.Model, workdir: epath.Path) ->
                 decoder.check_weights(workdir, data_state, weights)
                 state = TrainState(trained=items["params"], frozen=nnx.State({}), **items["training"])
                 loop.going_on(start, config, data_state, identity)
-        y_encoder = jax.device_put(jax.tree.map(np.asarray, model.module.y_encoder), everywhere)
+        y_encoder = jax.device_put(y_encoder, everywhere)
         step_fn = functools.partial(_jitted_step, y_encoder=y_encoder, graphdef=graphdef, config=config)
         _, stopped_by = loop.run_steps(
             step_fn,
             state,
-            Loader(dataset, model.config.data, bad, data_state),
+            Loader(dataset, run.data, bad, data_state),
             start,
             config,
             workdir,
@@ -249,9 +253,12 @@ def main(arguments: list[str]) -> int:
     config = dataclasses.replace(config, run_step=model.step)
     with distributed.together():
         loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
+    # The rest of the model, which is most of it, leaves the device's memory to the decoder.
+    run, y_encoder = model.config, jax.tree.map(np.asarray, model.module.y_encoder)
+    del model
     with distributed.ending_together(workdir):
         try:
-            return train(config, model, workdir)
+            return train(config, run, y_encoder, workdir)
         except (NotFiniteError, TooManyBadRecordsError, WorkerEndedError) as error:
             return loop.report_failure(error, workdir)
 

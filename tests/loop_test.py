@@ -223,7 +223,7 @@ def test_a_worker_that_died_is_an_end_with_a_sentence(command, tmp_path, monkeyp
         raise WorkerEndedError("a worker ended")
 
     monkeypatch.setattr(command, "train", fail)
-    model = mock.Mock(spec=inference.Model, step=3)
+    model = mock.Mock(spec=inference.Model, step=3, config=None)
     monkeypatch.setattr(inference, "load", lambda _: model)
     of_run = ["--checkpoint=x"] if command is train_decoder else []
     assert command.main([*of_run, f"--workdir={tmp_path}"]) == 1

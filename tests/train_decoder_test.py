@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import shutil
 import signal
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,17 @@ def test_on_several_devices_each_takes_its_rows_and_the_answers_are_those_of_one
             jepa_jax.load(trained, **wrong)
 
 
+def test_of_the_model_the_y_encoder_alone_stays_in_memory(trained, tmp_path, monkeypatch):
+    load, loaded, kept = inference.load, [], []
+    monkeypatch.setattr(inference, "load", lambda of: loaded.append(weakref.ref(model := load(of))) or model)
+    look = lambda config, run, y_encoder, workdir: kept.append((loaded[0](), jax.tree.leaves(y_encoder))) or 0
+    monkeypatch.setattr(train_decoder, "train", look)
+    assert train(trained, f"--workdir={tmp_path}") == 0
+    [(model, y_encoder)] = kept
+    assert model is None
+    assert all(isinstance(x, np.ndarray) for x in y_encoder)
+
+
 def test_stopped_and_started_again_it_ends_with_the_same_numbers(trained, tmp_path, monkeypatch, capsys):
     look = loop.StopFlag.look
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -213,7 +225,7 @@ def test_without_a_decoder_the_command_that_makes_one_is_named(trained, tmp_path
 def test_commands_take_a_decoder_that_is_elsewhere(monkeypatch):
     asked = []
 
-    def load(*given, devices=None):
+    def load(*given, **_):
         asked.append(given)
         raise flags.UsageError("seen")
 
@@ -382,7 +394,7 @@ def test_every_field_of_the_batch(name, value, model):
 
     def first_batch(**changes):
         config = dataclasses.replace(tiny_decoder, **changes)
-        return train_decoder.open_data(config, model, mesh, BadRecords(0.0))[0][0].arrays
+        return train_decoder.open_data(config, model.config, mesh, BadRecords(0.0))[0][0].arrays
 
     first, again, other = first_batch(), first_batch(), first_batch(**{name: value})
     assert all(np.array_equal(first[key], again[key]) for key in first)
