@@ -16,6 +16,8 @@ QUERIES = ("query", "queries", "question", "questions")
 # Beside the targets by these names.
 BESIDE = ("kind", "weight")
 SPAN = ("start", "end")
+# Fields are not looked for deeper: what some row has beside its texts can be nested as deep as Python goes.
+_DEEPEST = 64
 
 
 def leaf(path: str) -> str:
@@ -108,13 +110,14 @@ def value_at(row: Any, path: str) -> Any:
     return value_at(row[head], rest) if rest and head in row else None
 
 
-def paths_of(row: Mapping[str, Any]) -> list[str]:
-    """Paths of all leaves of a row; lists of mappings count as mappings."""
+def paths_of(row: Mapping[str, Any], depth: int = 1) -> list[str]:
+    """Paths of all leaves of a row, and of what is nested deeper than that; lists of mappings count as
+    mappings."""
     paths: dict[str, None] = {}
     for key, value in row.items():
         inner = value if isinstance(value, list) else [value]
-        maps = [element for element in inner if isinstance(element, Mapping)]
-        for path in (f"{key}/{rest}" for element in maps for rest in paths_of(element)):
+        maps = [element for element in inner if isinstance(element, Mapping) and depth < _DEEPEST]
+        for path in (f"{key}/{rest}" for element in maps for rest in paths_of(element, depth + 1)):
             paths[path] = None
         if not maps:
             paths[key] = None

@@ -56,6 +56,14 @@ def test_paths_and_values_of_nested_rows():
     assert value_at({"x/y": 1, "x": {"y": 2}}, "x/y") == 1
 
 
+def test_what_is_nested_without_end_has_a_path_all_the_same():
+    row: object = 1
+    for _ in range(900):
+        row = {"a": [row]}
+    (path,) = paths_of({"text": "x"} | row)[1:]
+    assert set(path) == {"a", "/"}
+
+
 TWO = (("t", "k"), ("u", "l"))
 
 

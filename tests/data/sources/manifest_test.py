@@ -46,6 +46,12 @@ def write_parquet(path, rows):
 WRITERS = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}
 
 
+def test_a_field_that_is_nested_deep_keeps_no_row_from_being_read(folder):
+    deep = '{"a":' * 900 + "1" + "}" * 900
+    folder.joinpath("train.jsonl").write_text(f'{{"video": "a.mp4", "text": "x", "more": {deep}}}')
+    assert opened(folder)[0].pairs == (Pair(query="", targets=("x",)),)
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_the_forms_of_a_manifest_say_the_same(folder, kind, keeps_promises):
     WRITERS[kind](folder / f"manifest.{kind}", ROWS)
