@@ -1,6 +1,9 @@
 """Building a dataset from any source: the same files whoever writes them, and nothing lost in silence."""
 
+import dataclasses
+import datetime
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -464,3 +467,16 @@ def test_media_that_cannot_be_stored_are_left_out(tmp_path, media, cause):
     folder, report = build_in(tmp_path, source)
     assert report["left_out"] == {cause: 1}
     assert names_in(folder) == ["record 0", "record 2", "record 3"]
+
+
+def test_what_json_has_no_form_for_is_stored_as_text(tmp_path):
+    class Source(MemorySource):
+        def __getitem__(self, index):
+            deep = functools.reduce(lambda inner, _: [inner], range(2000), 1)
+            said = ({"key": b"caf\xc3\xa9"}, {"key": {"on": datetime.date(2020, 1, 2)}}, {"deep": deep})
+            return dataclasses.replace(super().__getitem__(index), metadata=said[index])
+
+    folder, report = build_in(tmp_path, Source(captions(*WORDS[:3])))
+    assert report["left_out"] == {"line not readable": 1}
+    found = tfds.builder_from_directory(folder).as_data_source(split="train")
+    assert [schema.to_record(x).metadata["key"] for x in found] == ["café", {"on": "2020-01-02"}]

@@ -1,6 +1,7 @@
 """A source's record, validated, with its media's bytes."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ class Prepare:
         media = _existing(media, record.name, _read)
         if self.check is not None:
             self.check(media, name=record.name)
-        return dataclasses.replace(record, media=media), span
+        return dataclasses.replace(record, media=media, metadata=_plain(record)), span
 
 
 def _check_texts(record: Record, limits: Limits) -> None:
@@ -63,6 +64,19 @@ def _check_texts(record: Record, limits: Limits) -> None:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise BadRecordError("text not UTF-8", record.name, str(error)[:100]) from error
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """What else the source says of a record, as it comes back out of JSON: what that has no form for, such as
+    bytes and dates, which a Parquet table's `key` may be, is text."""
+    try:
+        return json.loads(json.dumps(dict(record.metadata), default=_text_of_other))
+    except RecursionError as error:
+        raise BadRecordError("line not readable", record.name, "a field is nested too deep") from error
+
+
+def _text_of_other(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _existing(media: Media, name: str, function: Callable[[Media], Any]) -> Any:

@@ -53,7 +53,7 @@ class BuiltSource:
             record = to_record(features().deserialize_example_np(self._records[index]))
         except (RuntimeError, DecodeError) as error:
             raise BadRecordError("archive damaged", name, str(error)) from error
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise BadRecordError("line not readable", name, str(error)) from error
         media = record.media
         if isinstance(media.content, np.ndarray):
