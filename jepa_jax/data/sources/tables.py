@@ -165,6 +165,8 @@ class Parquet:
                 # How many rows are before each group.
                 self._before = [0, *itertools.accumulate(group.num_rows for group in groups)]
                 size = sum(group.total_byte_size for group in groups)
+                # What describes the groups is read at each jump: after so many of them it is all of the file.
+                self._jumps_to_all = path.stat().length / metadata.serialized_size
                 self._is_small = size <= SMALL_TABLE_BYTES and len(self) <= _SMALL_TABLE_ROWS
                 schema = parquet.schema_arrow
                 self._expanding = {x for group in groups for x in _expanding(group)}
@@ -181,6 +183,8 @@ class Parquet:
         # The batches that follow, and the one that was read last, with how many rows are before it.
         self._batches: Iterator[Any] | None = None
         self._first, self._batch = 0, None
+        # All rows, once they are in memory, in batches, and how many are before each and in all.
+        self._all, self._begins = [], [0]
         # Rows that were read, and how many had been at each of the last jumps, elsewhere than into the last
         # batch or after it. What was read in order before, to measure all texts, says nothing of what comes.
         self._steps = 0
@@ -245,17 +249,22 @@ class Parquet:
         from pyarrow import parquet
 
         after = self._first + (0 if self._batch is None else len(self._batch))
-        if self._batches is None or not after <= index < after + _BATCH_ROWS:
+        if not self._all and (self._batches is None or not after <= index < after + _BATCH_ROWS):
             is_often = len(self._jumps) == _JUMPS and self._steps - self._jumps[0] < _JUMPS * _STEPS_PER_JUMP
             self._jumps.append(self._steps)
-            if self._is_small or is_often:
+            if self._is_small or is_often or len(self._jumps) > self._jumps_to_all:
                 with self._path.open("rb") as file:
-                    self._batch = parquet.read_table(file, columns=self._columns)
-                self._first, self._batches = 0, None
-                return
-            group = bisect.bisect_right(self._before, index) - 1
-            after, self._batches = self._before[group], self._stream(group)
-        for batch in self._batches:
+                    # A table looks for a row in one of its pieces after another.
+                    self._all = parquet.read_table(file, columns=self._columns).to_batches()
+                self._begins = [0, *itertools.accumulate(map(len, self._all))]
+            else:
+                group = bisect.bisect_right(self._before, index) - 1
+                after, self._batches = self._before[group], self._stream(group)
+        if index < self._begins[-1]:
+            place = bisect.bisect_right(self._begins, index) - 1
+            self._first, self._batch, self._batches = self._begins[place], self._all[place], None
+            return
+        for batch in self._batches or ():
             self._first, self._batch = after, batch
             after += len(batch)
             if index < after:
@@ -271,7 +280,7 @@ class Parquet:
             yield from opened.iter_batches(_BATCH_ROWS, groups, self._columns, use_threads=False)
 
     def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k not in ("_batches", "_batch", "_lock")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_batches", "_batch", "_all", "_lock")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)

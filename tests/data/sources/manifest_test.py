@@ -456,3 +456,18 @@ def test_what_was_read_in_order_before_does_not_keep_a_parquet_from_being_read_a
     for i in np.random.default_rng(0).permutation(1000)[:150].tolist():
         source.pairs(i)
     assert len(whole_tables_read) == 1
+
+
+def test_a_parquet_of_very_many_groups_is_not_opened_for_each_of_its_first_rows(folder, monkeypatch):
+    """What describes them is most of the file, and each look at a row reads it."""
+    table = pa.Table.from_pylist([{"path": "a.mp4", "text": f"text {i}"} for i in range(2000)])
+    pyarrow.parquet.write_table(table, os.fspath(folder / "train.parquet"), row_group_size=2)
+    monkeypatch.setattr(tables, "SMALL_TABLE_BYTES", 0)
+    opens, plain = [], pyarrow.parquet.ParquetFile
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", lambda *a, **k: opens.append(a) or plain(*a, **k))
+    source = opened(folder)
+    for i in np.random.default_rng(0).integers(0, 2000, 50).tolist():
+        assert source.pairs(i)[0].targets == (f"text {i}",)
+    assert len(opens) < 5
+    # To look for one row in all of the pieces of a table would take longer the more there are.
+    assert isinstance(source._table._batch, pa.RecordBatch)
