@@ -23,6 +23,9 @@ BLOCK_BYTES = 2**13
 _SHOWS_A_ROW = 2
 _READ_BYTES = 2**20
 _ROWS_TOGETHER = 4096
+# A row of CSV that cannot be read is read on from its second line, and a quote may go on to the end of the
+# file. Rows that people spoil end at the next quote, so the same bytes are read again a few times at most.
+_AGAIN, _AGAIN_BYTES = 4, 2**25
 _BLANK = np.frombuffer(b" \t\r\v\f", np.uint8)
 # Python's own is 131,072 characters, which a column of boxes or of a transcript may well have.
 csv.field_size_limit(MAX_LINE_BYTES)
@@ -176,16 +179,25 @@ def csv_lines(file: BinaryIO, encoding: str = "utf-8") -> Iterator[str]:
 
 def csv_rows(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of CSV that are not empty, as `Scan` has it. A row that cannot be read ends with its first line:
-    a quote that nobody closed would else take in all that follow."""
+    a quote that nobody closed would else take in all that follow.
+
+    Raises:
+      ValueError: quotes that are not closed lead to the file's end too often.
+    """
     start = file.tell()
     begins, lines = array("q"), array("q")
     rows = csv.reader(csv_lines(file), strict=True)
-    begin = line = before = 0  # `before`: lines that earlier readers were given
+    begin = line = before = again = 0  # `before`: lines that earlier readers were given
     while True:
         try:
             row = next(rows, None)
-        except csv.Error:
+        except csv.Error as error:
             row = [""]  # told when it is read
+            again += file.tell() - start - begin
+            if again > _AGAIN_BYTES + _AGAIN * begin:
+                raise ValueError(
+                    f"row after row has a quote that is not closed, line {line + 1} too"
+                ) from error
             file.seek(start + begin)
             file.readline(MAX_LINE_BYTES)
             rows, before = csv.reader(csv_lines(file), strict=True), line + 1

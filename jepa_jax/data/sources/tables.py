@@ -133,7 +133,10 @@ class Csv(_Lines):
             start = file.tell()
         if not self._header or len(set(self._header)) != len(self._header):
             raise ValueError(f"{path}: its first line must name every column once")
-        super().__init__(path, csv_rows, start)
+        try:
+            super().__init__(path, csv_rows, start)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @property
     def known(self) -> tuple[str, ...]:

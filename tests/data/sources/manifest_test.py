@@ -212,6 +212,13 @@ def test_a_quote_that_nobody_closes_costs_its_own_row_alone(folder, after):
     assert source.pairs(2 * after + 3)[0].targets == (f"good {after - 1}",)
 
 
+def test_quotes_that_lead_to_the_end_of_the_file_again_and_again_are_refused(folder):
+    """Each row would be read to the end: of a megabyte that takes hours."""
+    (folder / "manifest.csv").write_text("path,text\na.mp4,x\n" + 'a","\n' * 20_000)
+    with pytest.raises(ValueError, match=r"manifest\.csv: row after row has a quote .* line \d+ too"):
+        opened(folder)
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_of_rows_with_one_key_the_first_counts(folder, kind):
     rows = [{"key": key, "path": "a.mp4", "text": text} for key, text in ("1x", "2y", "1z")]
