@@ -6,6 +6,7 @@ import os
 import tarfile
 import tokenize
 import uuid
+import zlib
 from collections.abc import Mapping
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ from jepa_jax.data.sources.files import is_inside
 from jepa_jax.places import is_local
 
 # Of the cached file; another number makes it anew.
-VERSION = 2
+VERSION = 3
 BLOCK = tarfile.BLOCKSIZE
 # A longer name in an archive is taken for damage: all take the space of the longest.
 MAX_NAME_BYTES = 1024
@@ -77,7 +78,7 @@ class StoredIndex:
     """A `TarIndex` that stays in its file, arrays one after another: what a sample takes is read from there.
 
     Attributes:
-      stamp: [3] int64, what the shard was when the index was made.
+      stamp: [4] int64, what the shard was when the index was made, and a checksum of the arrays.
       places: of each array, where it begins in the file, in bytes, its type and its length.
     """
 
@@ -148,7 +149,7 @@ def _is_later(beside: epath.Path, written: float) -> bool:
 
 
 def _open_stored(beside: epath.Path, stamp: np.ndarray) -> StoredIndex | None:
-    """An index that was kept, if it is whole and of this stamp."""
+    """An index that was kept, if it is whole and of this stamp: [3] int64, without the checksum."""
     places = {}
     try:
         with beside.open("rb") as file:
@@ -162,22 +163,30 @@ def _open_stored(beside: epath.Path, stamp: np.ndarray) -> StoredIndex | None:
             # Nothing is allocated that is not there.
             if any(kind.hasobject for _, kind, _ in places.values()) or file.seek(0, os.SEEK_END) != end:
                 return None
-            stored = StoredIndex(beside, stamp, places)
-            if not np.array_equal(stored._read(file, "stamp"), stamp):
+            found = StoredIndex(beside, stamp, places)._read(file, "stamp")
+            if found.dtype != np.int64 or not np.array_equal(found[:-1], stamp):
                 return None
-        return stored if _is_sound(stored.load(), int(stamp[1])) else None
+        stored = StoredIndex(beside, found, places)
+        index = stored.load()
+        return stored if found[-1] == _checksum(index) and _is_sound(index, int(stamp[1])) else None
     except (OSError, ValueError, OverflowError, tokenize.TokenError):
         return None  # not there, or not ours: it is made anew (NumPy takes damaged headers apart by tokens)
 
 
 def _is_sound(index: TarIndex, length: int) -> bool:
-    """Whether an index that was read can be of a file of this length."""
+    """Whether an index that was read can be of a file of this length.
+
+    Raises:
+      ValueError: a text in it is not UTF-8.
+    """
     texts = (index.keys, index.extensions, index.bad_names, index.bad_details)
     numbers = (index.first, index.offsets, index.sizes, index.bad_causes)
     if any(a.ndim != 1 or a.dtype.kind != "S" for a in texts):
         return False
     if any(a.ndim != 1 or a.dtype != np.int64 for a in numbers):
         return False
+    for array in texts:
+        b"\n".join(array.tolist()).decode()
     members = len(index.extensions)
     return bool(
         len(index.first) == len(index.keys) + 1
@@ -192,13 +201,21 @@ def _is_sound(index: TarIndex, length: int) -> bool:
     )
 
 
+def _checksum(index: TarIndex) -> int:
+    """CRC-32 of the arrays: on a disk that changes a bit, texts would go to others' pictures."""
+    crc = 0
+    for name in _ARRAYS:
+        crc = zlib.crc32(np.ascontiguousarray(getattr(index, name)), crc)
+    return crc
+
+
 def _save(beside: epath.Path, stamp: np.ndarray, index: TarIndex) -> bool:
     """Leave an index for the next time, if that can be. Renamed when it is whole: other processes make the
     same one."""
     part = beside.parent / f"{beside.name}.{uuid.uuid4().hex}"
     try:
         with part.open("wb") as file:
-            for array in (stamp, *(getattr(index, name) for name in _ARRAYS)):
+            for array in (np.append(stamp, _checksum(index)), *(getattr(index, name) for name in _ARRAYS)):
                 np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
         part.replace(beside)
         return True

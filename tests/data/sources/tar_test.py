@@ -287,8 +287,12 @@ def test_an_index_that_is_damaged_or_forged_is_made_anew(tmp_path, headers_read)
             good[name] = np.lib.format.read_array(file)
 
     def forged(**changes):
-        file = io.BytesIO()
-        for array in (good | changes).values():
+        file, arrays = io.BytesIO(), good | changes
+        if changes.keys() <= good.keys() and all(x is not None for x in changes.values()):
+            index = index_of.TarIndex(**{name: arrays[name] for name in index_of._ARRAYS})
+            if not index.keys.dtype.hasobject:  # nor is the checksum any proof
+                arrays["stamp"] = np.append(good["stamp"][:3], index_of._checksum(index))
+        for array in arrays.values():
             if array is not None:
                 np.lib.format.write_array(file, array)
         return file.getvalue()
@@ -301,6 +305,9 @@ def test_an_index_that_is_damaged_or_forged_is_made_anew(tmp_path, headers_read)
         forged(first=good["first"][None]),
         forged(keys=np.array([{}], object)),
         forged(keys=None),
+        forged(keys=np.array([b"\xff"])),
+        forged(extensions=np.array([b"png", b"\xf0"])),
+        content.replace(bytes(good["extensions"][0]), b"gif", 1),  # a bit that a disk changed
         content[:-1],
         content + b"x",
         # More than there is.
