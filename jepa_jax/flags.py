@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jepa_jax import places
 from jepa_jax.config import Config, DecoderConfig
-from jepa_jax.errors import first_line
+from jepa_jax.errors import first_line, printable
 
 ConfigT = TypeVar("ConfigT")
 DEFAULT_CONFIG = "configs/demo.py"
@@ -349,7 +349,8 @@ def run(main, arguments: list[str]) -> int:
         try:
             status = main(arguments)
         except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
+            # It may name what a dataset calls its fields and files.
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

@@ -258,6 +258,14 @@ def test_a_command_runs_where_python_keeps_no_docstrings():
     assert "--checkpoint" in done.stdout
 
 
+def test_what_data_call_their_parts_does_not_reach_the_terminal_raw(capsys):
+    def main(arguments):
+        raise flags.UsageError("it has caf\u00e9, \x1b]0;x\x07")
+
+    assert flags.run(main, []) == 2
+    assert capsys.readouterr().err == "error: it has caf\u00e9, \\x1b]0;x\\x07\n"
+
+
 def test_ctrl_c_is_one_line_and_its_status(capsys):
     def main(arguments):
         raise KeyboardInterrupt

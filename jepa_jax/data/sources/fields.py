@@ -8,6 +8,7 @@ from typing import Any
 from jepa_jax.config import FieldMap
 from jepa_jax.config.types import MOST_WEIGHT
 from jepa_jax.data.records import BadRecordError, Limits, Pair
+from jepa_jax.errors import printable
 
 # What people call them; a nested field goes by its last part.
 MEDIA = ("media", "video", "image", "frames", "path", "file", "filename", "file_name")
@@ -18,6 +19,8 @@ BESIDE = ("kind", "weight")
 SPAN = ("start", "end")
 # Fields are not looked for deeper: what some row has beside its texts can be nested as deep as Python goes.
 _DEEPEST = 64
+# So many of their names are told.
+_LISTED = 50
 
 
 def leaf(path: str) -> str:
@@ -43,10 +46,14 @@ def the_one(role: str, candidates: Sequence[str], known: Sequence[str], label: s
     """
     if len(candidates) == 1:
         return candidates[0]
-    found = f"{', '.join(candidates)} could all be" if candidates else "no field seems to be"
-    raise ValueError(
-        f"{label}: {found} the {role}: say which in fields.{role} (it has {', '.join(known) or 'none'})"
-    )
+    found = f"{_listed(candidates)} could all be" if candidates else "no field seems to be"
+    raise ValueError(f"{label}: {found} the {role}: say which in fields.{role} (it has {_listed(known)})")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence may have them: a JSON object by someone's numbers has as many as these are."""
+    more = f", ... of {len(names):,}" if len(names) > _LISTED else ""
+    return (", ".join(printable(name) for name in names[:_LISTED]) or "none") + more
 
 
 def find(
@@ -70,7 +77,7 @@ def find(
     """
     for role, path in dataclasses.asdict(fields).items():
         if path is not None and path not in known:
-            raise ValueError(f"{label}: fields.{role}={path!r} is none of its fields: {', '.join(known)}")
+            raise ValueError(f"{label}: fields.{role}={path!r} is none of its fields: {_listed(known)}")
     found = {"media": fields.media or the_one("media", media, known, label)}
     if fields.targets is None and len(targets) != 1 and not limits.needs_text:
         return dataclasses.replace(fields, **found)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from etils import epath
 
 from jepa_jax.data.records import BadRecordError, Limits
+from jepa_jax.errors import printable
 from jepa_jax.places import is_local
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -41,7 +42,9 @@ def told_folders(paths: Sequence[epath.Path]) -> str:
     request."""
     splits = ("train", *OTHER_SPLITS)
     found = [
-        path.name for path in paths if "." not in path.name and path.name not in splits and path.is_dir()
+        printable(path.name)
+        for path in paths
+        if "." not in path.name and path.name not in splits and path.is_dir()
     ]
     more = ", ..." if len(found) > 3 else ""
     return f"; its folders ({', '.join(found[:3])}{more}) are not gone into" if found else ""

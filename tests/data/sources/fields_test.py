@@ -45,6 +45,13 @@ def test_what_is_named_goes_before_what_is_found():
         find_by_name(FieldMap(), ["path", "text", "start", "Start"], "set", LIMITS)
 
 
+def test_names_in_a_sentence_are_printable_and_not_without_end():
+    known = [f"by_id/{i}\x1b[2J\n" for i in range(10_000)]
+    with pytest.raises(ValueError, match=r"it has by_id/0\\x1b\[2J\\n, .*, \.\.\. of 10,000\)$") as raised:
+        find_by_name(FieldMap(), known, "set", LIMITS)
+    assert len(str(raised.value)) < 2000
+
+
 def test_paths_and_values_of_nested_rows():
     row = {"a": 1, "b": {"c": [1, 2], "d": {}}, "e": [{"f": 1}, {"g": 2, "f": 3}], "h": []}
     assert paths_of(row) == ["a", "b/c", "e/f", "e/g", "h"]
