@@ -30,7 +30,8 @@ _MAGIC = (
 # The further images in files of other formats are pages or previews.
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 # An animation has at most so many frames, and pixels in all as so many of the largest frames: on the way to a
-# frame Pillow makes the whole of each before it, and a few kB of GIF can ask for hours of that.
+# frame Pillow makes the whole of each before it, and a few kB of GIF can ask for hours of that. So can a JPEG
+# whose pixels come in passes, of which each takes a few bytes; encoders make ten.
 _MOST_FRAMES, _LARGEST_FRAMES = 2**16, 32
 # What browsers make of a frame that is said to be shown for no time, in milliseconds.
 _NO_DURATION = 100
@@ -43,10 +44,30 @@ def image_format(head: bytes) -> str | None:
 
 def open_image(file: BinaryIO, kind: str, limits: Limits) -> Image.Image:
     """An image of a format, whose size the caller holds against the limits. Pillow's own limit, which is the
-    process's and refuses twice as much, is raised to them."""
+    process's and refuses twice as much, is raised to them.
+
+    Raises:
+      Image.DecompressionBombError: a JPEG goes over its pixels again and again.
+      Exception: nearly any, from Pillow, if the file is damaged.
+    """
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
-    return Image.open(file, formats=[kind])
+    image = Image.open(file, formats=[kind])
+    if image.info.get("progressive"):
+        scans = _scans(file)
+        if scans * image.height * image.width > _LARGEST_FRAMES * limits.max_pixels:
+            raise Image.DecompressionBombError(f"{scans} scans of {image.height} x {image.width} pixels")
+    return image
+
+
+def _scans(file: BinaryIO) -> int:
+    """In how many passes over its pixels a JPEG is stored; the file is left where it was."""
+    place, scans = file.tell(), 0
+    file.seek(0)
+    while content := file.read(2**20):
+        scans += content.count(b"\xff\xda")
+    file.seek(place)
+    return scans
 
 
 def read_image(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from jepa_jax.data import decode_image
 from jepa_jax.data.preprocess import resize_and_crop, sample_frames
+from jepa_jax.data.records import BadRecordError
 from jepa_jax.data.sources.frames import decode_frames
 from tests.data import clips
 from tests.data.decode_test import cause, read, read_numbers
@@ -101,3 +102,16 @@ def test_an_animation_of_few_bytes_and_hours_of_work_is_too_large(side, most, mo
     one = b"!\xf9\4\5\1\0\0\0," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"  # of one pixel
     assert len(read(head + one * 20 + b";", 3)) == 3
     assert cause(head + one * 60 + b";") == "media too large"
+
+
+def test_a_jpeg_of_very_many_passes_is_too_large(tmp_path):
+    """A scan of a few bytes goes over all pixels: 260 kB took 18 s of them at 64 megapixels."""
+    content = clips.picture(Image.new("L", (256, 256), 128), "JPEG", progressive=True)
+    *others, last = content.removesuffix(b"\xff\xd9").split(b"\xff\xda")
+    assert read(content, 1).shape == (1, 64, 64, 3)
+    path = epath.Path(tmp_path) / "a.jpg"
+    path.write_bytes(b"\xff\xda".join([*others, *[last] * 3000]) + b"\xff\xd9")
+    assert cause(path) == "media too large"
+    with pytest.raises(BadRecordError, match=r"frame 0: 300\d scans") as raised:
+        decode_frames([path.read_bytes()], "x", clips.LIMITS)
+    assert raised.value.cause == "media too large"

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from jepa_jax.data.decode_image import image_format, open_image, to_rgb
 from jepa_jax.data.records import BadRecordError, Limits
@@ -46,6 +47,8 @@ def decode_frames(images: Sequence[bytes], name: str, limits: Limits) -> np.ndar
             frames[i] = frame
         except BadRecordError:
             raise
+        except Image.DecompressionBombError as error:
+            raise BadRecordError("media too large", name, f"frame {i}: {error}") from error
         except Exception as error:  # Pillow raises nearly any
             raise BadRecordError("media not decodable", name, f"frame {i}: {error}") from error
     return frames
