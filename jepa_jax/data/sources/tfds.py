@@ -146,8 +146,8 @@ class TfdsSource:
         # Whatever else is short: texts, labels and numbers, one a record.
         self._others = [p for p, x in self._leaves.items() if x.is_scalar and p not in used]
         keys_of = lambda paths: {self._leaves[path].keys for path in paths}
-        self._view = view(info.features, keys_of([*used, *self._others]))
-        self._text_view = view(info.features, keys_of(used - {self._fields.media}))
+        self._view = view(info.features, keys_of([*used, *self._others]), limits.max_media_bytes)
+        self._text_view = view(info.features, keys_of(used - {self._fields.media}), limits.max_media_bytes)
         size = f"{len(self)} records of {int(info.dataset_size)} bytes"
         self.identity = f"{self._name}: {size} {sample_of(self)}, {self._fields}"
 

@@ -1,6 +1,7 @@
 """What the features of a TFDS dataset are for, and the part of them that is read."""
 
 import dataclasses
+import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -77,14 +78,50 @@ def leaves_of(features: tfds.features.FeatureConnector, keys=(), depth=0, inner=
         yield Leaf(features, keys, depth, inner)
 
 
-def view(features, keep: set[tuple[str, ...]], keys=()):
-    """The features to read some leaves by: images stay encoded, as a text would. None for no leaves."""
+class _Unpacked(tfds.features.Tensor):
+    """A tensor that TFDS keeps by zlib. TFDS would unpack it whatever size it comes to: a megabyte can be a
+    gigabyte.
+
+    Args:
+      most: bytes that it may come to.
+    """
+
+    def __init__(self, feature: tfds.features.Tensor, most: int):
+        super().__init__(shape=feature.shape, dtype=feature.np_dtype, encoding="bytes")
+        self._most = most
+
+    def decode_example_np(self, example_data):
+        """Raises ValueError where it is damaged or comes to more."""
+        if isinstance(example_data, Mapping):  # of more than one unknown length
+            value = self._unpacked(example_data["value"])
+            return super().decode_example_np({**example_data, "value": value})
+        return super().decode_example_np(self._unpacked(example_data))
+
+    def _unpacked(self, packed):
+        if not isinstance(packed, bytes):  # of a sequence
+            return np.array([self._unpacked(one) for one in packed], object)
+        unpacker = zlib.decompressobj()
+        try:
+            found = unpacker.decompress(packed, self._most)
+        except zlib.error as error:
+            raise ValueError(f"a tensor cannot be unpacked: {error}") from error
+        if not unpacker.eof:
+            raise ValueError(f"a tensor that is cut short, or of more than {self._most} bytes")
+        return found
+
+
+def view(features, keep: set[tuple[str, ...]], most: int, keys=()):
+    """The features to read some leaves by: images stay encoded, as a text would. None for no leaves.
+
+    Args:
+      most: bytes of a leaf, unpacked.
+    """
     if isinstance(features, tfds.features.FeaturesDict):
-        inner = {key: view(features[key], keep, (*keys, key)) for key in features}
+        inner = {key: view(features[key], keep, most, (*keys, key)) for key in features}
         inner = {key: feature for key, feature in inner.items() if feature is not None}
         return tfds.features.FeaturesDict(inner) if inner else None
     if is_sequence(features):
-        inner = view(features.feature, keep, keys)
+        inner = view(features.feature, keep, most, keys)
         if inner is None:
             return None
         shape = features.get_tensor_info()
@@ -93,6 +130,8 @@ def view(features, keep: set[tuple[str, ...]], keys=()):
         return tfds.features.Sequence(inner, length=shape.shape[0])
     if keys not in keep:
         return None
+    if type(features) is tfds.features.Tensor and features.to_json_content().encoding == "zlib":
+        return _Unpacked(features, most)
     return tfds.features.Text() if isinstance(features, tfds.features.Image) else features
 
 

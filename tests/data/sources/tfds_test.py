@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import zlib
 from typing import ClassVar
 
 import numpy as np
@@ -368,3 +369,31 @@ def test_tensorflow_is_not_imported(tmp_path):
     program = "import sys, jepa_jax.data.sources; print('tensorflow' in sys.modules, 'jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("lengths", [(None, 8, 8, 3), (None, None, 8, 3)])
+def test_frames_kept_by_zlib_are_unpacked_within_the_limits(tmp_path, lengths):
+    frames = FEATURES.Tensor(shape=lengths, dtype=np.uint8, encoding=FEATURES.Encoding.ZLIB)
+    some, many = (
+        np.full((count, 8, 8, 3), count, np.uint8) for count in (2, LIMITS.max_media_bytes // 192 + 1)
+    )
+    examples = [{"frames": x, "text": f"text {len(x)}"} for x in (some, many)]
+    folder = prepare(tmp_path, {"frames": frames, "text": FEATURES.Text()}, examples)
+    source = opened(folder)
+    short, long = sorted(range(2), key=lambda i: len(source.pairs(i)[0].targets[0]))
+    np.testing.assert_array_equal(source[short].media.content, some)
+    # Not unpacked first and measured then.
+    with pytest.raises(BadRecordError, match=rf"of more than {LIMITS.max_media_bytes} bytes"):
+        source[long]
+
+
+def test_a_tensor_kept_by_zlib_that_is_damaged_is_a_bad_record(tmp_path):
+    frames = FEATURES.Tensor(shape=(1, 8, 8, 3), dtype=np.uint8, encoding=FEATURES.Encoding.ZLIB)
+    examples = [{"frames": np.zeros((1, 8, 8, 3), np.uint8), "text": "x"}]
+    source = opened(prepare(tmp_path, {"frames": frames, "text": FEATURES.Text()}, examples))
+    packed = zlib.compress(bytes(192))
+    (record,) = list(source._records)
+    for wrong in (packed[:-5] + bytes(5), b"no" + packed[2:]):
+        assert packed in record
+        source._records = [record.replace(packed, wrong)]
+        assert cause_of(source, 0) == "line not readable"
