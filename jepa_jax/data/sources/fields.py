@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ SPAN = ("start", "end")
 _DEEPEST = 64
 # So many of their names are told.
 _LISTED = 50
+# Categories of characters that alone show nothing: controls, zero-width marks and joiners, spaces.
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 def leaf(path: str) -> str:
@@ -138,7 +141,7 @@ def metadata_of(row: Mapping[str, Any], fields: FieldMap) -> dict[str, Any]:
 
 
 def text_of(value: Any, name: str, limits: Limits, *, may_be_empty: bool = False) -> str:
-    """A text, checked, without the white space around it.
+    """A text, checked, without the white space around it; "" where no character of it is seen.
 
     Raises:
       BadRecordError: it is empty, too long, not UTF-8, or no text at all.
@@ -164,6 +167,8 @@ def text_of(value: Any, name: str, limits: Limits, *, may_be_empty: bool = False
     except UnicodeEncodeError as error:  # half a surrogate pair, as JSON can spell it
         raise BadRecordError("text not UTF-8", name, str(error.reason)) from error
     value = value.strip()
+    if all(unicodedata.category(x) in _UNSEEN for x in value):  # as a rule the first is seen
+        value = ""
     if not value and not may_be_empty:
         raise BadRecordError("text empty", name)
     return value

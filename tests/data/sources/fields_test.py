@@ -112,12 +112,19 @@ def test_values_to_pairs(values, expected):
         (("t", 5.5, None, None), "line not readable"),
         (("t", "q" * 51, None, None), "text too long"),
         (({"a": 1}, None, None, None), "line not readable"),
+        (("\u200b", None, None, None), "text empty"),
+        ((["t", "\ufeff \u200d\u2060\x00\xad"], None, None, None), "text empty"),
     ],
 )
 def test_values_that_make_no_pairs(values, cause):
     with pytest.raises(BadRecordError) as caught:
         make_pairs(*values, "name", LIMITS)
     assert caught.value.cause == cause
+
+
+def test_what_joins_letters_stays_and_a_query_that_nobody_sees_is_none():
+    family = "\U0001f469\u200d\U0001f467 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    assert make_pairs(family, "\u200b", None, None, "name", LIMITS) == (Pair(query="", targets=(family,)),)
 
 
 @pytest.mark.parametrize("value", ["x" * 50, "ü" * 50, "😀" * 50, ("😀" * 50).encode()])
