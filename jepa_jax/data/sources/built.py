@@ -8,9 +8,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf.message import DecodeError
 
+from jepa_jax.config.types import MOST_WEIGHT
 from jepa_jax.data.records import BadRecordError, Limits, Pair, Record
 from jepa_jax.data.schema import Texts, features, to_record
-from jepa_jax.data.sources.fields import text_of
+from jepa_jax.data.sources.fields import number_of, text_of
 from jepa_jax.data.sources.files import check_size
 from jepa_jax.data.sources.frames import check_frames
 from jepa_jax.data.sources.selection import sample_of
@@ -53,7 +54,7 @@ class BuiltSource:
             record = to_record(features().deserialize_example_np(self._records[index]))
         except (RuntimeError, DecodeError) as error:
             raise BadRecordError("archive damaged", name, str(error)) from error
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BadRecordError("line not readable", name, str(error)) from error
         media = record.media
         if isinstance(media.content, np.ndarray):
@@ -67,24 +68,37 @@ class BuiltSource:
         name = self.name(index)
         try:
             pairs = self._texts.pairs(index)
-        except (RuntimeError, ValueError) as error:
+        except RuntimeError as error:
             raise BadRecordError("archive damaged", name, str(error)) from error
+        except (ValueError, TypeError, AttributeError) as error:  # written by others, and otherwise
+            raise BadRecordError("line not readable", name, str(error)) from error
         return self._checked(pairs, name)
 
     def name(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            return self._texts.name(index)
-        except (RuntimeError, ValueError):  # damage: told when the pairs are read
-            return f"{self._place} {index}"
+            name = self._texts.name(index)
+        except (RuntimeError, ValueError, TypeError):  # told when the pairs are read
+            name = None
+        return name if isinstance(name, str) else f"{self._place} {index}"
 
     def _checked(self, pairs: tuple[Pair, ...], name: str) -> tuple[Pair, ...]:
-        """Pairs within the limits of this run, which need not be those they were built with."""
+        """Pairs within the limits of this run, which need not be those they were built with; and if others
+        wrote them, they may be anything."""
         if not pairs:
             raise BadRecordError("text empty", name, "no targets")
-        for pair in pairs:
-            text_of(pair.query, name, self._limits, may_be_empty=True)
-            for target in pair.targets:
-                text_of(target, name, self._limits)
-        return pairs
+        return tuple(self._of_pair(pair, name) for pair in pairs)
+
+    def _of_pair(self, pair: Pair, name: str) -> Pair:
+        weight = number_of(pair.weight, "weight", name)
+        if weight is None or not 0 <= weight <= MOST_WEIGHT:
+            raise BadRecordError("line not readable", name, f"weight is {pair.weight}")
+        if not pair.targets:
+            raise BadRecordError("text empty", name, "no targets")
+        return Pair(
+            query=text_of(pair.query, name, self._limits, may_be_empty=True),
+            targets=tuple(text_of(target, name, self._limits) for target in pair.targets),
+            kind=text_of(pair.kind, name, self._limits, may_be_empty=True),
+            weight=weight,
+        )

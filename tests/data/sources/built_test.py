@@ -10,7 +10,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from jepa_jax.data.records import Media, Pair, Record
+from jepa_jax.data.records import BadRecordError, Media, Pair, Record
 from jepa_jax.data.schema import TEXTS, features, texts_to_bytes, to_example, to_record
 from jepa_jax.data.sources.built import BuiltSource
 
@@ -115,3 +115,31 @@ def test_records_in_another_order_are_another_dataset(tmp_path):
         return opened(build(tmp_path / place, records)).identity
 
     assert identity("1", "abc") == identity("2", "abc") != identity("3", "cba")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        b"3",
+        b'["n", 5]',
+        b'["n", [["q", null, "", 1.0]]]',
+        b'["n", [["q", [], "", 1.0]]]',
+        b'["n", [["q", [["t"]], "", 1.0]]]',
+        b'["n", [["q", ["t"], ["k"], 1.0]]]',
+        b'["n", [["q", ["t"], "", NaN]]]',
+        b'["n", [["q", ["t"], "", -1.0]]]',
+        b'["n", [["q", ["t"], "", "w"]]]',
+        b"[" * 10_000,
+        b"\xff",
+    ],
+)
+def test_texts_that_others_wrote_otherwise_are_a_bad_record(tmp_path, texts):
+    folder = build(tmp_path, RECORDS[:1])
+    (path,) = (folder / TEXTS).iterdir()
+    writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+    writer.write(texts)
+    writer.close()
+    source = opened(folder)
+    assert isinstance(source.name(0), str)
+    with pytest.raises(BadRecordError):
+        source.pairs(0)
