@@ -170,11 +170,30 @@ def json_rows(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield found
 
 
-def csv_lines(file: BinaryIO, encoding: str = "utf-8") -> Iterator[str]:
+class CsvLines:
     """A file's lines for `csv`: of one that is longer than a row may be, pieces. What is not UTF-8 in them is
-    told when the row is read: here only quotes count."""
-    while line := file.readline(MAX_LINE_BYTES):
-        yield line.decode(encoding, "replace")
+    told when the row is read: here only quotes count.
+
+    Attributes:
+      row: bytes of the row so far; who takes rows sets it back. A row of fields without end would take 15
+        times its bytes of memory.
+    """
+
+    def __init__(self, file: BinaryIO, encoding: str = "utf-8"):
+        self._file, self._encoding, self.row = file, encoding, 0
+
+    def __iter__(self) -> "CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        """Raises csv.Error where the row is too long."""
+        line = self._file.readline(MAX_LINE_BYTES)
+        if not line:
+            raise StopIteration
+        self.row += len(line)
+        if self.row > MAX_LINE_BYTES:
+            raise csv.Error(f"a row of more than {MAX_LINE_BYTES} bytes")
+        return line.decode(self._encoding, "replace")
 
 
 def csv_rows(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -186,7 +205,8 @@ def csv_rows(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """
     start = file.tell()
     begins, lines = array("q"), array("q")
-    rows = csv.reader(csv_lines(file), strict=True)
+    given = CsvLines(file)
+    rows = csv.reader(given, strict=True)
     begin = line = before = again = 0  # `before`: lines that earlier readers were given
     while True:
         try:
@@ -200,7 +220,9 @@ def csv_rows(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 ) from error
             file.seek(start + begin)
             file.readline(MAX_LINE_BYTES)
-            rows, before = csv.reader(csv_lines(file), strict=True), line + 1
+            given = CsvLines(file)
+            rows, before = csv.reader(given, strict=True), line + 1
+        given.row = 0
         if row:
             begins.append(begin)
             lines.append(line)

@@ -16,7 +16,7 @@ from etils import epath
 from jepa_jax.data.records import BadRecordError
 from jepa_jax.data.sources.fields import is_within, paths_of
 from jepa_jax.data.sources.files import checksum, extension
-from jepa_jax.data.sources.rows import Rows, Scan, csv_lines, csv_rows, json_rows
+from jepa_jax.data.sources.rows import CsvLines, Rows, Scan, csv_rows, json_rows
 from jepa_jax.data.sources.selection import spread
 
 # So many rows are asked for the names of their fields, the first, and as many spread over the others: of
@@ -127,7 +127,7 @@ class Csv(_Lines):
     def __init__(self, path: epath.Path):
         with path.open("rb") as file:
             try:
-                self._header = next(csv.reader(csv_lines(file, "utf-8-sig"), strict=True), [])
+                self._header = next(csv.reader(CsvLines(file, "utf-8-sig"), strict=True), [])
             except csv.Error as error:
                 raise ValueError(f"{path}: its first line cannot be read: {error}") from error
             start = file.tell()

@@ -124,3 +124,19 @@ def test_a_line_that_is_too_long_is_not_read(tmp_path, monkeypatch, sizes):
         table.row(1)
     assert len(table.row(2)["a"]) == 40_000
     assert max(sizes) < 50_000
+
+
+def test_a_row_of_fields_without_end_is_given_up(tmp_path, monkeypatch):
+    """They would take many times their bytes of memory, as a header or as a row."""
+    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 100)
+    path = epath.Path(tmp_path / "x.csv")
+    path.write_text("a,b," + 'c","\n' * 1000)
+    with pytest.raises(
+        ValueError, match=r"x\.csv: its first line cannot be read: a row of more than 100 bytes"
+    ):
+        Csv(path)
+    read = rows.CsvLines(io.BytesIO(b'x,"\n' + b'c","\n' * 1000))
+    with pytest.raises(csv.Error, match="a row of more than 100 bytes"):
+        next(csv.reader(read, strict=True))
+    path.write_text("a,b\n" + "x,y\n" * 1000)  # of many rows none is long
+    assert len(Csv(path)) == 1000
