@@ -7,6 +7,7 @@ import csv
 import functools
 import itertools
 import json
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -168,8 +169,9 @@ class Parquet:
                 # How many rows are before each group.
                 self._before = [0, *itertools.accumulate(group.num_rows for group in groups)]
                 size = sum(group.total_byte_size for group in groups)
-                # What describes the groups is read at each jump: after so many of them it is all of the file.
-                self._jumps_to_all = path.stat().length / metadata.serialized_size
+                # What describes the groups is read at each jump: of small ones that is soon all of the file.
+                are_small = len(self) <= _BATCH_ROWS * len(groups)
+                self._jumps_to_all = path.stat().length / metadata.serialized_size if are_small else math.inf
                 self._is_small = size <= SMALL_TABLE_BYTES and len(self) <= _SMALL_TABLE_ROWS
                 schema = parquet.schema_arrow
                 self._expanding = {x for group in groups for x in _expanding(group)}
