@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from fractions import Fraction
 from typing import BinaryIO
 
 import numpy as np
@@ -86,7 +87,7 @@ def _scanned(container: InputContainer, stream: VideoStream) -> Index:
     packets = _frames_of_fields(packets, stream) if has_fields(stream) else packets
     timed = all(pts is not None for pts, *_ in packets) and container.format.name not in WITHOUT_TIMES
     if not timed or _begins_again(packets, container, stream):
-        unit = 1 / float(stream.average_rate or 25)
+        unit = 1 / float(frame_rate(stream) or 25)
         return Index(np.arange(len(packets)), len(packets), unit, np.arange(0), np.arange(0))
     packets.sort(key=lambda packet: packet[0])
     times = np.array([pts for pts, *_ in packets])
@@ -111,6 +112,13 @@ def _begins_again(packets: list[tuple], container: InputContainer, stream: Video
     # shown later, and just as many if none after it is shown earlier.
     order = np.argsort([pts for pts, *_ in packets], kind="stable")
     return bool((order - np.arange(len(order)) > most).any())
+
+
+def frame_rate(stream: VideoStream) -> Fraction | None:
+    """Frames a second, None where nothing tells. Of a video without a container, whose frames have no times,
+    FFmpeg's average is 25 whatever the video itself says."""
+    average = stream.average_rate if stream.start_time is not None else None
+    return average or stream.guessed_rate
 
 
 def has_times(container: InputContainer, stream: VideoStream) -> bool:

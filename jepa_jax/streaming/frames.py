@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from jepa_jax.data.decode_video import as_seen, video_of
+from jepa_jax.data.video_index import frame_rate
 from jepa_jax.errors import first_line
 
 # What a URL may lead to: a playlist from elsewhere must not open files of this machine.
@@ -133,7 +134,7 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         if stream.codec_context is None:  # FFmpeg knows what it is, as an SVG, and cannot decode it
             raise NoVideoError(f"{name} holds a kind of video that cannot be decoded here")
         _check_size(name, stream.width, stream.height, max_pixels)
-        period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+        period = float(1 / (frame_rate(stream) or 25))
         begin = (container.start_time or 0) / av.time_base
         declared = container.duration / av.time_base if container.duration else 0.0
         if container.format.name.startswith("matroska"):  # counted from 0, wherever it begins

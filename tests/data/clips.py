@@ -53,7 +53,7 @@ def clip(
     *,
     container: str = "mp4",
     codec: str = "libx264",
-    rate: int = 25,
+    rate: int | Fraction = 25,
     times: list[int] | None = None,
     width: int = WIDTH,
     frames: list[av.VideoFrame] | None = None,

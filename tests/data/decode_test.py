@@ -222,6 +222,11 @@ def test_frames_with_data_that_pyav_does_not_know_are_read_and_upright():
     assert clips.numbers(np.rot90(read(file.getvalue(), 2), axes=(1, 2))) == [7, 7]
 
 
+def test_seconds_of_a_video_without_a_container_are_by_the_rate_that_it_states():
+    content = clips.clip(container="h264", rate=10)
+    assert read_numbers(content, 2, start=2.0, end=4.0) == [25, 35]
+
+
 @pytest.mark.parametrize(
     ("container", "codec"),
     # Of all but the first the video itself says what shape a pixel has, not the container.

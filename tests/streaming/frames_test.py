@@ -96,6 +96,14 @@ def test_of_several_videos_the_one_of_training_is_watched(tmp_path):
     )
 
 
+@pytest.mark.parametrize("rate", [60, fractions.Fraction(24_000, 1001)])
+def test_without_a_container_frames_come_at_the_rate_that_the_video_states(tmp_path, rate):
+    """FFmpeg, which finds no times there, says 25 a second of all."""
+    (tmp_path / "clip.h264").write_bytes(clips.clip(20, container="h264", rate=rate))
+    seconds = [frame.seconds for frame in open_video(str(tmp_path / "clip.h264"))]
+    np.testing.assert_allclose(seconds, np.arange(20) / float(rate), atol=1e-6)
+
+
 def test_what_is_transparent_is_white(tmp_path):
     with av.open(str(tmp_path / "clip.mov"), "w") as output:
         stream = output.add_stream("png", rate=25)
