@@ -97,6 +97,14 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or first_line(error)
 
 
+def _time_of(frame: av.VideoFrame, *, in_order: bool) -> float | None:
+    """A source's own time of a frame, in seconds. Where it has times of decoding alone, in the order of
+    which frames come out, FFmpeg's guesses of those of display go back and forth."""
+    if not in_order:
+        return frame.time
+    return None if frame.dts is None else float(frame.dts * frame.time_base)
+
+
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise NoVideoError(f"{name} has frames of {width} x {height} pixels; at most {max_pixels:,} are read")
@@ -158,7 +166,7 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
                 for frame in packet.decode():
                     width = max(round(frame.width * aspect), 1)
                     _check_size(name, width, frame.height, max_pixels)  # it may change on the way
-                    seconds = clock(frame.time)
+                    seconds = clock(_time_of(frame, in_order=container.format.name == "avi"))
                     duration = float(frame.duration * frame.time_base) if frame.duration else period
                     duration = duration if 0 < duration <= _LONGEST_GAP else period
                     came = max(came, seconds + duration)

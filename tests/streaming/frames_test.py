@@ -104,6 +104,19 @@ def test_without_a_container_frames_come_at_the_rate_that_the_video_states(tmp_p
     np.testing.assert_allclose(seconds, np.arange(20) / float(rate), atol=1e-6)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_of_avi_come_in_the_order_of_their_times(tmp_path, codec):
+    """It has times of decoding alone, and these frames look ahead. Thirty are missing after the twentieth."""
+    times = [40 * (i + 30 * (i >= 20)) for i in range(40)]
+    (tmp_path / "clip.avi").write_bytes(clips.clip(40, container="avi", codec=codec, times=times))
+    frames = list(open_video(str(tmp_path / "clip.avi")))
+    side = (clips.WIDTH - clips.HEIGHT) // 2
+    assert clips.numbers(np.stack([f.pixels for f in frames])[:, :, side:-side]) == list(range(40))
+    off = [frame.seconds - shown / 1000 for frame, shown in zip(frames, times)]
+    # By how many frames the encoder looked ahead is nowhere, and the pause may seem to be so much later.
+    assert max(map(abs, off[:17] + off[20:])) < 0.17
+
+
 def test_what_is_transparent_is_white(tmp_path):
     with av.open(str(tmp_path / "clip.mov"), "w") as output:
         stream = output.add_stream("png", rate=25)
