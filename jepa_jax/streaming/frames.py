@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
+from av.container import InputContainer
 
 from jepa_jax.data.decode_video import as_seen, video_of
 from jepa_jax.data.video_index import frame_rate
@@ -97,10 +98,10 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or first_line(error)
 
 
-def _time_of(frame: av.VideoFrame, *, in_order: bool) -> float | None:
-    """A source's own time of a frame, in seconds. Where it has times of decoding alone, in the order of
-    which frames come out, FFmpeg's guesses of those of display go back and forth."""
-    if not in_order:
+def _time_of(frame: av.VideoFrame, container: InputContainer) -> float | None:
+    """A source's own time of a frame, in seconds. AVI has times of decoding alone, in the order of which
+    frames come out: FFmpeg's guesses of those of display go back and forth."""
+    if container.format.name != "avi":
         return frame.time
     return None if frame.dts is None else float(frame.dts * frame.time_base)
 
@@ -114,7 +115,8 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
     """The frames of whatever FFmpeg opens, one at a time, so that hours of video take no memory: as in
     training upright, of square pixels and on white.
 
-    Times start at 0. Where a source's clock jumps back or by more than an hour they go on evenly.
+    Times start at 0. Where a source's clock jumps back or by more than an hour they go on evenly; those of a
+    camera that sends JPEGs over HTTP, without any, are when they come.
 
     Args:
       source: a file, a URL (http, https, rtsp, rtmp, udp, hls), or a camera.
@@ -151,6 +153,8 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         own = float(stream.duration * stream.time_base) if stream.duration else None
         declared = declared if own is None else min(own, declared)
         aspect = stream.sample_aspect_ratio or 1
+        # Pictures one after another, as many cameras send them: FFmpeg takes any for 25 a second.
+        is_untimed = "://" in source and container.format.name == "mpjpeg"
         clock, seconds, came = _Clock(period), None, 0.0
         packets, silent = _Waits(container.demux()), 0.0
         try:
@@ -166,7 +170,7 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
                 for frame in packet.decode():
                     width = max(round(frame.width * aspect), 1)
                     _check_size(name, width, frame.height, max_pixels)  # it may change on the way
-                    seconds = clock(_time_of(frame, in_order=container.format.name == "avi"))
+                    seconds = clock(time.monotonic() if is_untimed else _time_of(frame, container))
                     duration = float(frame.duration * frame.time_base) if frame.duration else period
                     duration = duration if 0 < duration <= _LONGEST_GAP else period
                     came = max(came, seconds + duration)

@@ -1,12 +1,15 @@
 """Frames from files and URLs: all of them, at their times; and sources that are none, or stop."""
 
+import contextlib
 import fractions
+import io
 import wave
 
 import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from PIL import Image
 
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.preprocess import resize_and_crop
@@ -143,6 +146,22 @@ def test_a_url_gives_the_frames_of_the_file(folder):
             for one, other in zip(far, near, strict=True):
                 assert one.seconds == other.seconds
                 np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_a_camera_s_pictures_without_times_are_seen_when_they_come(tmp_path):
+    """JPEGs over HTTP, ten a second."""
+    head, sent = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n", b""
+    for pixels in videos.frames_of(("red", 8), ("blue", 8)):
+        picture = io.BytesIO()
+        Image.fromarray(pixels).save(picture, "JPEG")
+        sent += head + picture.getvalue() + b"\r\n"
+    (tmp_path / "camera").write_bytes(sent + b"--frame--\r\n")
+    seconds: list[float] = []
+    with videos.served(tmp_path) as url, contextlib.suppress(SourceStoppedError):  # to FFmpeg it breaks off
+        seconds.extend(frame.seconds for frame in open_video(f"{url}/camera?slowly"))
+    assert len(seconds) == 16
+    # Those that came while it was opened are seen at once.
+    assert seconds[-1] - seconds[7] > 0.6
 
 
 @pytest.mark.parametrize("user", ["who:secret", "secret", "who:se/cr@et"])

@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import pathlib
 import threading
+import time
 
 import av
 import numpy as np
@@ -31,7 +32,8 @@ def write(path: pathlib.Path, frames: list[np.ndarray], rate: int, **options: st
 
 @contextlib.contextmanager
 def served(folder: pathlib.Path):
-    """The URL of a folder on this machine; "NAME?hang_up" sends half of what it promises."""
+    """The URL of a folder on this machine; "NAME?hang_up" sends half of what it promises, "NAME?slowly" a
+    piece from each "--frame" to the next every tenth of a second."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -41,7 +43,12 @@ def served(folder: pathlib.Path):
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             with contextlib.suppress(ConnectionError):  # the reader may stop first
-                self.wfile.write(content[: len(content) // 2] if wish == "hang_up" else content)
+                if wish == "slowly":
+                    for piece in content.split(b"--frame")[1:]:
+                        self.wfile.write(b"--frame" + piece)
+                        time.sleep(0.1)
+                else:
+                    self.wfile.write(content[: len(content) // 2] if wish == "hang_up" else content)
 
         def log_message(self, *_):
             pass
