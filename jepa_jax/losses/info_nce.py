@@ -53,6 +53,7 @@ def info_nce(
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = () if mesh.empty or mesh.size == 1 else tuple(mesh.axis_names)
+    target_id = jnp.asarray(target_id)  # NumPy's takes no index that is traced
     if not axes and len(predicted) <= chunk:
         loss, metrics = _dense(predicted, target, target_id, logit_scale)
     else:

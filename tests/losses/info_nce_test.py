@@ -49,6 +49,13 @@ def test_equals_the_definition(ids):
     np.testing.assert_allclose(metrics["alignment"] + metrics["uniformity"], loss, rtol=1e-6)
 
 
+def test_ids_of_numpy_are_taken_under_jit():
+    """As a loop of one's own closes over them."""
+    found = jax.jit(lambda *pair: info_nce(*pair, WITH_DUPLICATES, SCALE))(*embeddings(WITH_DUPLICATES))
+    expected = info_nce(*embeddings(WITH_DUPLICATES), WITH_DUPLICATES, SCALE)
+    jax.tree.map(lambda *both: np.testing.assert_allclose(*both, rtol=1e-6), found, expected)
+
+
 def test_is_the_paper_s_symmetric_cross_entropy_where_all_targets_differ():
     torch = pytest.importorskip("torch")
     predicted, target = embeddings(ALL_DIFFER)
