@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jepa_jax.config import CheckpointConfig
 from jepa_jax.errors import first_line
 from jepa_jax.places import is_local
-from jepa_jax.sharding import to_host
+from jepa_jax.sharding import NO_MESH, to_host
 
 logger = logging.getLogger(__name__)
 _policies = ocp.checkpoint_managers
@@ -44,7 +44,6 @@ def raise_if_damaged(failure: str | None, places: Iterable[jax.sharding.Sharding
         raise DamagedCheckpointError(failure or f"process {np.argmax(failed)} found it damaged")
 
 
-@jax.jit
 def fingerprint(state) -> jax.Array:
     """One 32-bit checksum per array of a pytree: [number of arrays] uint32.
 
@@ -52,7 +51,14 @@ def fingerprint(state) -> jax.Array:
     Integer sums do not depend on their order, so any mesh gives the same figure. Orbax's own files
     do not notice a flipped bit in the numbers.
     """
+    # The arrays say where they are. The mesh in context may be another: a program that has one of its own
+    # loads a model as well.
+    with jax.set_mesh(NO_MESH):
+        return _fingerprint(state)
 
+
+@jax.jit
+def _fingerprint(state) -> jax.Array:
     def checksum(x):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)

@@ -18,7 +18,8 @@ from jepa_jax.models import generation
 from jepa_jax.models.sharded import on_own_rows
 from jepa_jax.models.vl_jepa import unit
 from jepa_jax.models.y_decoder import YDecoder
-from jepa_jax.part_models import NO_MESH, in_batches
+from jepa_jax.part_models import in_batches
+from jepa_jax.sharding import NO_MESH
 
 
 def _prefix(state, graphdef, embedding):

@@ -22,7 +22,6 @@ from jepa_jax.evaluation.frames import loader
 from jepa_jax.evaluation.retrieval import nearest
 from jepa_jax.models.vl_jepa import VLJEPA
 from jepa_jax.part_models import (
-    NO_MESH,
     checked_frames,
     checked_texts,
     in_batches,
@@ -31,7 +30,7 @@ from jepa_jax.part_models import (
 )
 from jepa_jax.places import PlaceError, place
 from jepa_jax.runs import compare_tokenizers, find_run, restore_run, run_config
-from jepa_jax.sharding import make_mesh
+from jepa_jax.sharding import NO_MESH, make_mesh
 from jepa_jax.state import abstract_state, to_items
 from jepa_jax.streaming.frames import from_arrays
 from jepa_jax.streaming.online import OnlineConfig, OnlineDecoder

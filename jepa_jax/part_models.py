@@ -14,11 +14,9 @@ from jepa_jax.data.tokenizer import Tokenizer, has_vocabulary
 from jepa_jax.errors import first_line
 from jepa_jax.models.vl_jepa import normalise_frames, unit
 from jepa_jax.parts import Part, abstract_module, filled
-from jepa_jax.sharding import to_host
+from jepa_jax.sharding import NO_MESH, to_host
 
 _BATCH_SIZE = 16
-# Of what is on one device.
-NO_MESH = Mesh(np.empty((), object), ())
 
 
 def one_array(given: Any, name: str, dtype=None) -> np.ndarray:

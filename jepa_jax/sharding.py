@@ -10,6 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Matrices below this many elements are cheaper to keep whole on every device than to gather.
 _MIN_SHARDED_SIZE = 2**14
+# Of what is on one device.
+NO_MESH = Mesh(np.empty((), object), ())
 
 
 def make_mesh(fsdp: int = 1, devices=None) -> Mesh:

@@ -1,5 +1,6 @@
 """A checkpoint is whole or it is not used; a failing disk does not stop training."""
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.sharding import AxisType
 
 from jepa_jax.checkpoint import Checkpointer, DamagedCheckpointError, fingerprint
 from jepa_jax.config import CheckpointConfig
@@ -317,6 +319,16 @@ def test_fingerprint_does_not_depend_on_the_mesh():
     split = jax.device_put(tree, parameter_shardings(tree, make_mesh(4)))
     assert not split["kernel"].sharding.is_fully_replicated
     np.testing.assert_array_equal(fingerprint(split), fingerprint(tree))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_restore_does_not_depend_on_the_mesh_in_context(saved, kind):
+    """A program that has set a mesh of its own loads a model as well."""
+    expected = items(3)["params"]
+    checkpointer = Checkpointer(*saved, read_only=True)
+    with contextlib.closing(checkpointer), jax.set_mesh(jax.make_mesh((4,), ("mine",), axis_types=(kind,))):
+        _, found, _ = checkpointer.restore_latest({"params": template(expected)})
+    assert equal(found["params"], expected)
 
 
 def test_fingerprint_sees_a_swap_and_a_single_bit():
