@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jepa_jax import places
 from jepa_jax.config import Config, DecoderConfig
-from jepa_jax.errors import first_line, printable
+from jepa_jax.errors import encodable, first_line, printable
 
 ConfigT = TypeVar("ConfigT")
 DEFAULT_CONFIG = "configs/demo.py"
@@ -160,6 +160,8 @@ def override(config: ConfigT, assignments: list[tuple[str, str]]) -> ConfigT:
             if depth < len(parts) - 1:
                 node = node[part]
         new = _value(value, hint)
+        if encodable(written := json.dumps(new, ensure_ascii=False)) != written:  # a path of other bytes
+            raise UsageError(f"--config.{path}={encodable(value)}: it is not UTF-8, which config.json is in")
         if dataclasses.is_dataclass(section) and new is not None:  # null leaves out one that may be
             known = ", ".join(node[parts[-1]])
             raise UsageError(f"--config.{path} is a section; set one of its fields: {known}")

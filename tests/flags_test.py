@@ -124,6 +124,8 @@ def test_fields_that_depend_on_each_other_change_together():
         ("eval.dataset", "{1: b'x'}", "eval.dataset=\"{1: b'x'}\": input should be an object"),
         ("model.predictor", "null", "model.predictor=None: input should be an object"),
         ("seed", "4294967296", "seed=4294967296: input should be less than 4294967296"),
+        ("data.path", "/caf\udce9", r"data.path=/caf\udce9: it is not UTF-8"),
+        ("eval.splits", "['\udce9']", r"eval.splits=['\udce9']: it is not UTF-8"),
         ("data.path", "", "data.path='': string should have at least 1 character"),
         ("init.model", "", "init.model='': string should have at least 1 character"),
         ("data.features", "cache", "is of frames, and data.features has visual tokens"),
