@@ -49,13 +49,15 @@ def pair_odds(pairs: Sequence[Pair], dataset: DatasetConfig, name: str) -> np.nd
     """The odds of drawing each of a record's pairs, summing to 1: [pairs] float.
 
     Raises:
-      BadRecordError: none may be drawn.
+      BadRecordError: none may be drawn, or the odds of one are below 0 or no number.
     """
     weights = dict(dataset.pair_weights)
     odds = np.array([pair.weight * (weights.get(pair.kind, 0.0) if weights else 1.0) for pair in pairs])
     if not odds.any():
         kinds = ", ".join(sorted({pair.kind for pair in pairs}))
         raise BadRecordError(UNWANTED, name, f"kinds: {kinds}")
+    if not (odds >= 0).all() or not np.isfinite(odds.sum()):
+        raise BadRecordError(UNWANTED, name, f"weights: {', '.join(f'{pair.weight:g}' for pair in pairs)}")
     return odds / odds.sum()
 
 

@@ -61,12 +61,19 @@ class Pair:
       targets: at least one; all are right answers.
       kind: what sort of question it is, for `data.pair_weights`.
       weight: odds of being drawn, relative to the record's other pairs.
+
+    Raises:
+      ValueError: `targets` is one text, whose letters would be learnt.
     """
 
     query: str
     targets: tuple[str, ...]
     kind: str = ""
     weight: float = 1.0
+
+    def __post_init__(self):
+        if isinstance(self.targets, str | bytes):
+            raise ValueError(f"the targets of a pair are one text, {self.targets!r}: put it into a tuple")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -399,6 +399,23 @@ def test_queries_and_targets_reach_the_right_tokenizer_and_the_prefix_only_targe
     np.testing.assert_array_equal(batch["target"][0], TOKENIZERS[1]("a cat one", 16)[0])
 
 
+def test_a_pair_s_targets_are_not_the_letters_of_one_text():
+    with pytest.raises(ValueError, match="one text, 'a cat': put it into a tuple"):
+        Pair(query="", targets="a cat")
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.inf, np.nan])
+def test_a_record_whose_weights_are_no_odds_is_left_out(weight):
+    """Of a source of one's own: those of the package see to it."""
+    rest = [make_record(i, Pair(query="one", targets=("one",))) for i in range(8)]
+    pairs = (Pair(query="one", targets=("one",)), Pair(query="two", targets=("two",), weight=weight))
+    source = Records([*rest, make_record(8, *pairs)])
+    batches = pipeline.batches(dataclasses.replace(ONE_BUCKET, batch_size=9, fsdp=1), [source], TOKENIZERS)
+    found = batches[0]
+    assert 8 not in records_of(found.arrays)
+    assert [str(error) for error in found.bad] == [f"clip 8: no pair to draw (weights: 1, {weight:g})"]
+
+
 @pytest.mark.parametrize("side", ["query", "target"])
 def test_a_text_with_a_token_that_the_model_lacks_is_left_out(side):
     """As <image_soft_token> of Gemma 3's tokenizer, which a caption may well hold."""
