@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jepa_jax.losses.axes import batch_axes
 from jepa_jax.losses.products import product
 
 
@@ -57,9 +58,11 @@ def sigmoid(
       predicted, target: [B, E] unit vectors. target_id: [B] int.
       logit_scale, logit_bias: scalars s and b.
       chunk: rows of logits that exist at a time on a device.
+
+    Raises:
+      ValueError: inside a `shard_map` over several devices.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty or mesh.size == 1 else tuple(mesh.axis_names)
+    axes = batch_axes()
 
     def on_a_device(predicted, target, target_id, scale, bias):
         everywhere = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)

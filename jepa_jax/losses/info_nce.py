@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from jepa_jax.losses.axes import batch_axes
 from jepa_jax.losses.products import product
 
 # Logits are made for so many predictions and targets at a time.
@@ -50,9 +51,11 @@ def info_nce(
     Returns:
       The scalar loss, and scalars `alignment`, `uniformity` and `accuracy` (the share of
       predictions whose nearest target is a positive), through which no gradient flows.
+
+    Raises:
+      ValueError: inside a `shard_map` over several devices.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty or mesh.size == 1 else tuple(mesh.axis_names)
+    axes = batch_axes()
     target_id = jnp.asarray(target_id)  # NumPy's takes no index that is traced
     if not axes and len(predicted) <= chunk:
         loss, metrics = _dense(predicted, target, target_id, logit_scale)
