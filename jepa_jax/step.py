@@ -34,9 +34,10 @@ def _on_every_device(function: Callable, in_specs, out_specs) -> Callable:
 
 
 def _specs(trained: nnx.State, frozen: nnx.State):
-    """Where the parameters and the rows of a batch live: three PartitionSpecs or trees of them."""
+    """Where the parameters and the rows of a batch live: three PartitionSpecs or trees of them. On a mesh of
+    the caller's own, without an axis "fsdp", every device has the parameters whole."""
     mesh = jax.sharding.get_abstract_mesh()
-    fsdp = 1 if mesh.empty else mesh.shape["fsdp"]
+    fsdp = 1 if mesh.empty else mesh.shape.get("fsdp", 1)
     rows = PartitionSpec(() if mesh.empty else mesh.axis_names)
     return parameter_specs(trained, fsdp), parameter_specs(frozen, fsdp), rows
 

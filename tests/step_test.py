@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 from jepa_jax import config as c
 from jepa_jax.sharding import make_mesh, shard_global_batch
@@ -71,6 +72,17 @@ def test_pieces_give_the_gradient_of_the_whole(objective, devices, fsdp, pieces)
     config = config_for(objective)
     split = dataclasses.replace(config, micro_batches=pieces)
     assert_same(gradient(gradients_in_pieces, split, devices, fsdp), of_the_whole(config))
+
+
+def test_a_mesh_of_one_s_own_has_axes_of_any_name():
+    """As a training loop of one's own may have: the batch is split, the parameters are whole."""
+    config = config_for("info_nce", micro_batches=2)
+    graphdef, state = tiny.state(config)
+    batch = tiny.batch(2 * PAIRS * BATCH, config.model, PAIRS)
+    step = jax.jit(functools.partial(gradients_in_pieces, config=config), static_argnames="graphdef")
+    with jax.set_mesh(jax.make_mesh((2, 2), ("replica", "model"), axis_types=(AxisType.Auto,) * 2)):
+        found = step(state.trained, state.frozen, graphdef=graphdef, batch=batch, key=jax.random.key(1))
+    assert_same(jax.device_get(found), of_the_whole(dataclasses.replace(config, micro_batches=1)))
 
 
 @pytest.mark.parametrize("keep", [True, False])
