@@ -3,12 +3,15 @@
 import argparse
 import collections
 import contextlib
+import errno
 import glob
 import importlib.util
 import json
 import os
+import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -117,6 +120,24 @@ def check_devices() -> None:
         raise flags.UsageError(f"all hosts must have as many devices, and there are {found}")
 
 
+def _check_free(port: int) -> None:
+    """Raise UsageError where this process cannot listen at the run's port. JAX dies of it without a word,
+    or shares the port with the run that is there already, and hosts of the two find one another."""
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:  # it listens elsewhere
+        return
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):  # gRPC finds its own way without IPv6
+            return
+        raise flags.UsageError(
+            f"the first process of the run cannot listen at port {port} ({os.strerror(error.errno)}): end "
+            "what does, an earlier run perhaps, or give all hosts another port"
+        ) from error
+
+
 def _join(values: argparse.Namespace) -> None:
     if jax.distributed.is_initialized():  # by an earlier command in this process
         return
@@ -129,8 +150,11 @@ def _join(values: argparse.Namespace) -> None:
         count, index = int(values.processes), int(values.process)
         if not 0 <= index < count:
             raise flags.UsageError(f"--process={index} is not one of the {count} from 0 to {count - 1}")
-        if ":" not in values.coordinator:
+        address = re.fullmatch(r"([^/\s]+):([0-9]{1,5})", values.coordinator)
+        if address is None or not 0 < int(address[2]) < 2**16:  # gRPC says nothing of it, or waits for ever
             raise flags.UsageError(f"--coordinator={values.coordinator!r} is no HOST:PORT")
+        if index == 0:
+            _check_free(int(address[2]))
         where = {"coordinator_address": values.coordinator, "num_processes": count, "process_id": index}
     elif on_a_cluster(os.environ) or _may_have_others():
         where = {}

@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -188,12 +189,32 @@ def test_hosts_of_other_numbers_of_devices_are_told_so(monkeypatch):
         (["--processes=2"], "--processes goes with the other two flags of several hosts: add --coordinator"),
         (["--coordinator=h:1", "--processes=2", "--process=2"], "--process=2 is not one of the 2"),
         (["--coordinator=h", "--processes=2", "--process=0"], "--coordinator='h' is no HOST:PORT"),
+        (["--coordinator=h:", "--processes=2", "--process=1"], "--coordinator='h:' is no HOST:PORT"),
+        (["--coordinator=h:65536", "--processes=2", "--process=0"], "--coordinator='h:65536' is no HOST"),
+        (["--coordinator=http://h:1", "--processes=2", "--process=1"], "='http://h:1' is no HOST:PORT"),
     ],
 )
 def test_flags_that_do_not_go_together_are_one_sentence(arguments, sentence):
     with pytest.raises(flags.UsageError) as error:
         distributed.initialize(given(*arguments))
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+def test_a_port_that_is_taken_is_one_sentence(host, monkeypatch):
+    """JAX ends the process for it, or takes it too, and two runs are mixed."""
+    monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=ValueError("reached")))
+    with socket.create_server((host, 0)) as taken:
+        taken_by = f"--coordinator=127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(flags.UsageError, match=r"cannot listen at port \d+ \(Address already in use\)"):
+            distributed.initialize(given(taken_by, "--processes=2", "--process=0"))
+    collectives = jax.config.jax_cpu_collectives_implementation
+    try:  # the port is the first process's own, and it was taken for no longer than to look
+        for index in (1, 0):
+            with pytest.raises(flags.UsageError, match="reached"):
+                distributed.initialize(given(taken_by, "--processes=2", f"--process={index}"))
+    finally:
+        jax.config.update("jax_cpu_collectives_implementation", collectives)
 
 
 def test_a_host_says_what_it_waits_for(monkeypatch, capsys):
