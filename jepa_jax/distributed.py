@@ -76,17 +76,21 @@ def _may_have_others() -> bool:
     )
 
 
-def initialize(values: argparse.Namespace) -> None:
+def initialize(values: argparse.Namespace, *, stops_by_step: bool = False) -> None:
     """Join the other hosts of this run, if there are any. Before the first use of a device.
 
     Args:
       values: parsed flags of `add_arguments`.
+      stops_by_step: the command calls `asked_to_stop`. JAX then takes SIGTERM, which does nothing by itself;
+        all others end by it, as on one host.
 
     Raises:
       UsageError: only some of the flags, or impossible ones; or JAX was used before, as in a notebook, and
         there are others; or it cannot find out who they are; or there is no device, or not as many on every
         host.
     """
+    if not jax.distributed.is_initialized():
+        jax.config.update("jax_enable_preemption_service", stops_by_step)
     _join(values)
     check_devices()
 
@@ -301,9 +305,11 @@ def check_alike(known: Mapping[str, str]) -> None:
 def asked_to_stop(step: int) -> bool:
     """Whether some host got SIGTERM and this is the step after which all of them stop.
 
-    To be called at every step on every host. JAX's coordination service carries the notice.
+    To be called at every step on every host. JAX's coordination service carries the notice, but in a program
+    whose first command that joined the hosts was one without steps.
     """
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+    carried = jax.process_count() > 1 and jax.config.jax_enable_preemption_service
+    return carried and multihost_utils.reached_preemption_sync_point(step)
 
 
 def end_at_once(status: int = 1) -> None:

@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> int:
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)
     workdir = values.workdir or place(f"runs/{config.name}")
-    distributed.initialize(values)
+    distributed.initialize(values, stops_by_step=True)
     with distributed.together():  # one host that refuses would leave the others waiting
         loop.check_workdir(config, workdir, _FREE_TO_CHANGE)
     with distributed.ending_together(workdir):

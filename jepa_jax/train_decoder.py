@@ -239,7 +239,7 @@ def main(arguments: list[str]) -> int:
     distributed.add_arguments(parser)
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config, DecoderConfig), overrides)
-    distributed.initialize(values)
+    distributed.initialize(values, stops_by_step=True)
     with distributed.together():
         model = inference.load(values.checkpoint)
         if not isinstance(model, inference.Model):

@@ -217,6 +217,25 @@ def test_a_port_that_is_taken_is_one_sentence(host, monkeypatch):
         jax.config.update("jax_cpu_collectives_implementation", collectives)
 
 
+ENDED = """
+import argparse, os, signal, sys, time
+from jepa_jax import distributed
+
+parser = argparse.ArgumentParser()
+distributed.add_arguments(parser)
+given = parser.parse_args([f"--coordinator=127.0.0.1:{sys.argv[1]}", "--processes=1", "--process=0"])
+distributed.initialize(given, stops_by_step=sys.argv[2] == "True")
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(("stops_by_step", "status"), [(True, 0), (False, -signal.SIGTERM)])
+def test_sigterm_ends_what_does_not_ask_for_it(stops_by_step, status):
+    """JAX takes the signal in every process that has joined others."""
+    command = [sys.executable, "-c", ENDED, str(free_port()), str(stops_by_step)]
+    assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == status
+
+
 def test_a_host_says_what_it_waits_for(monkeypatch, capsys):
     def timer(seconds, function, arguments, options):
         assert seconds > 10  # most starts say nothing
