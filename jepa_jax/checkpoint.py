@@ -259,22 +259,23 @@ class Checkpointer:
         Raises:
           DamagedCheckpointError: there are checkpoints and none is whole.
         """
-        steps, damaged = self.steps(), []
-        for step in reversed(steps):
+        damaged = []
+        while steps := [step for step in self.steps() if step not in damaged]:
+            step = steps[-1]
             try:
                 found = self.restore(template, step)
             except DamagedCheckpointError as error:
-                logger.error(
-                    "checkpoint %s is damaged (%s); going back to the one before",
-                    self._directory / str(step),
-                    error,
-                )
                 damaged.append(step)
+                folder = self._directory / str(step)
+                if self._read_only:  # the run may be at work, with newer ones in the place of old ones
+                    self._manager.reload()
+                if not self._read_only or folder.exists():
+                    logger.error("checkpoint %s is damaged (%s); going back to the one before", folder, error)
                 continue
             if damaged and not self._read_only:
                 self._set_aside(damaged)
             return step, *found
-        if steps:
+        if damaged:
             raise DamagedCheckpointError(
                 f"none of the checkpoints in {self._directory} is whole: name another --workdir, or "
                 "delete this one to start again"

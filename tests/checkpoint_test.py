@@ -209,6 +209,30 @@ def test_reading_moves_nothing(saved):
     checkpointer.close()
 
 
+def test_a_run_that_goes_on_while_it_is_read_has_lost_nothing(tmp_path, monkeypatch, caplog):
+    """It may keep one checkpoint, and put the next in its place before that one is read."""
+    config = CheckpointConfig(keep=1, best_metric="loss")
+    with contextlib.closing(Checkpointer(tmp_path, config)) as run:
+        save = lambda step: run.save(step, items(step), {"next_index": step}, {"loss": -float(step)})
+        save(1)
+        run.wait()
+        restore, asked = Checkpointer.restore, []
+
+        def late(self, template, step):
+            asked.append(step)
+            if len(asked) < 3:
+                save(step + 1)
+                run.wait()
+            return restore(self, template, step)
+
+        monkeypatch.setattr(Checkpointer, "restore", late)
+        with contextlib.closing(Checkpointer(tmp_path, config, read_only=True)) as reader:
+            step, found, _ = reader.restore_latest(template(items(0)))
+    assert (step, asked) == (3, [1, 2, 3])
+    assert equal(found, items(3))
+    assert "damaged" not in caplog.text
+
+
 def test_no_checkpoint_yet_is_none(tmp_path):
     checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig())
     assert checkpointer.restore_latest(template(items(0))) is None
