@@ -260,7 +260,7 @@ class Checkpointer:
           DamagedCheckpointError: there are checkpoints and none is whole.
         """
         damaged = []
-        while steps := [step for step in self.steps() if step not in damaged]:
+        while steps := [step for step in self._steps_of_first(template) if step not in damaged]:
             step = steps[-1]
             try:
                 found = self.restore(template, step)
@@ -281,6 +281,17 @@ class Checkpointer:
                 "delete this one to start again"
             )
         return None
+
+    def _steps_of_first(self, template) -> list[int]:
+        """`steps` as the first host sees them, where the arrays are those of several: another may not see
+        the last one yet, or one that was saved since, and each would go on from its own."""
+        steps = self.steps()
+        if all(x.sharding.is_fully_addressable for x in jax.tree.leaves(template)):
+            return steps
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        if not count:
+            return []
+        return multihost_utils.broadcast_one_to_all(np.resize(np.array(steps, np.int32), count)).tolist()
 
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps if jax.process_index() == 0 else []:
