@@ -254,20 +254,25 @@ def main_first():
 
 
 def check_shared(workdir: epath.Path) -> None:
-    """Raise UsageError, on every host, unless all of them see what the first writes into the folder: with
-    one of its own for each, the first checkpoint would wait for ever, and what is made in parts would lack
-    those of the others."""
+    """Raise UsageError, on every host, unless all of them can write into the folder and see what the first
+    writes there: with one of its own for each, the first checkpoint would wait for ever, and what is made in
+    parts would lack those of the others; for what one cannot write of a checkpoint Orbax waits 20 minutes,
+    each time."""
     if jax.process_count() == 1:
         return
     # A name that nobody has looked for: file systems remember what was not there.
     number = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
-    probe = workdir / f".probe-{number:08x}"
-    if is_main():
-        probe.write_text("")
-    multihost_utils.sync_global_devices("probe")
-    seen = multihost_utils.process_allgather(np.array(probe.exists()))
-    if is_main():
-        probe.unlink()
+    first, own = (workdir / f".probe-{number:08x}-{host}" for host in (0, jax.process_index()))
+    try:
+        with together():
+            try:
+                own.write_text("")
+            except Exception as error:  # each store has errors of its own
+                raise flags.UsageError(f"{workdir} cannot be written: {first_line(error)}") from error
+        seen = multihost_utils.process_allgather(np.array(first.exists()))
+    finally:
+        with contextlib.suppress(Exception):
+            own.unlink()
     if not seen.all():
         raise flags.UsageError(
             f"{workdir}: {np.sum(~seen)} of {len(seen)} hosts do not see what the first writes there: name "

@@ -9,8 +9,10 @@ from tests.processes import on_two_hosts
 
 HOSTS = """
 import types
+from contextlib import nullcontext
 from unittest import mock
 import numpy as np
+from etils import epath
 from jepa_jax import distributed, embed, flags, inference, loop
 from jepa_jax.sharding import make_mesh, sum_over_hosts
 from tests.tiny_config import config
@@ -47,6 +49,10 @@ def made(out):
     return main(["--checkpoint=x", *arguments])
 assert made(folder / "shared") == 0
 assert "1 of 2 hosts do not see" in refusal(made, folder / f"own-{index}")
+refuse = OSError(30, "Read-only")
+with mock.patch.object(type(epath.Path()), "write_text", side_effect=refuse) if index else nullcontext():
+    found = refusal(made, folder / "read-only")
+assert ("read-only cannot be written: [Errno 30] Read" if index else "process 1 could not start") in found
 if index:
     Colours.__getitem__ = mock.Mock(side_effect=OSError("Input/output error"))
 made(folder / "fails")
@@ -58,6 +64,7 @@ def test_hosts_tell_one_another_what_differs_and_what_failed(tmp_path):
     assert (status, last_status) == (1, 1), first + last
     assert "process 0 of 2 stops, for another host was lost" in first
     assert "(Input/output error); start the same command on all hosts again" in last
+    assert not list(tmp_path.glob("*/.probe*"))
 
 
 def test_ctrl_c_on_one_host_leaves_none_waiting(monkeypatch, capsys):
