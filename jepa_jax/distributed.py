@@ -97,15 +97,22 @@ def initialize(values: argparse.Namespace, *, stops_by_step: bool = False) -> No
 
 @contextlib.contextmanager
 def _saying_that_it_waits(place: str | None):
-    """JAX says nothing while a host of the run has not started, and gives up after five minutes."""
+    """JAX says nothing while a host of the run has not started, and gives up after five minutes. Ctrl-C,
+    which Python would see no sooner, ends the process until then: nothing has begun."""
     line = f"waiting for the other hosts of this run{f' at {place}' if place else ''}"
     waiting = threading.Timer(_PATIENCE, print, [line], {"file": sys.stderr, "flush": True})
     waiting.daemon = True
     waiting.start()
+    in_main = threading.current_thread() is threading.main_thread()
+    stoppable = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if stoppable:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
         waiting.cancel()
+        if stoppable:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def check_devices() -> None:

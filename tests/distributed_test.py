@@ -236,6 +236,25 @@ def test_sigterm_ends_what_does_not_ask_for_it(stops_by_step, status):
     assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == status
 
 
+def test_ctrl_c_ends_a_host_that_waits_for_others():
+    """JAX's call comes back to Python after five minutes."""
+    command = [sys.executable, "-m", "jepa_jax.train", "--config=tests/tiny_config.py", "--workdir=/nowhere"]
+    command += [f"--coordinator=127.0.0.1:{(port := free_port())}", "--processes=2", "--process=0"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment() | {"JEPA_JAX_HUGE_PAGES": "1"})
+    try:
+        wait_for([process], lambda: listens(port))
+        time.sleep(0.5)  # into the call
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == -signal.SIGINT
+    finally:
+        process.kill()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_a_host_says_what_it_waits_for(monkeypatch, capsys):
     def timer(seconds, function, arguments, options):
         assert seconds > 10  # most starts say nothing
