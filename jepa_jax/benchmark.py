@@ -153,6 +153,7 @@ def benchmark(
     with flags.as_usage_errors(ValueError):
         loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
+        distributed.connect(mesh)
         check_batch(config.batch_size, mesh, config.micro_batches)
     pieces, config = config.micro_batches, timing.longest(config)
     (lengths,) = config.data.length_buckets

@@ -4,6 +4,7 @@ import argparse
 import collections
 import contextlib
 import errno
+import functools
 import glob
 import importlib.util
 import json
@@ -20,9 +21,11 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from jepa_jax import flags
 from jepa_jax.errors import first_line
+from jepa_jax.sharding import batch_sharding
 
 # Seconds after which a start says that it waits for other hosts.
 _PATIENCE = 20
@@ -93,6 +96,22 @@ def initialize(values: argparse.Namespace, *, stops_by_step: bool = False) -> No
         jax.config.update("jax_enable_preemption_service", stops_by_step)
     _join(values)
     check_devices()
+    if jax.process_count() > 1:  # what hosts tell one another goes over connections of its own: see `connect`
+        multihost_utils.sync_global_devices("joined")
+
+
+def connect(mesh: Mesh) -> None:
+    """Connect the hosts as steps over a mesh will want it. Before anything that may take one longer than
+    another: with CPUs the first sum between devices does it, and half a minute after the first host it is an
+    error, which would end a run whose hosts do not compile equally fast."""
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return
+    rows = batch_sharding(mesh)
+    nothing = jax.make_array_from_process_local_data(rows, np.zeros(len(mesh.local_devices), np.float32))
+    for axes in (*mesh.axis_names, mesh.axis_names):
+        over = functools.partial(jax.lax.psum, axis_name=axes)
+        total = jax.shard_map(over, mesh=mesh, in_specs=rows.spec, out_specs=rows.spec)
+        jax.block_until_ready(jax.jit(total)(nothing))
 
 
 @contextlib.contextmanager

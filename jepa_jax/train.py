@@ -94,6 +94,7 @@ def train(config: Config, workdir: epath.Path) -> int:
     with flags.as_usage_errors(ValueError, OSError):
         loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
+        distributed.connect(mesh)
         with distributed.main_first():
             initial = None if loop.begun(workdir) else open_initial(config, mesh)
             if config.data.features:

@@ -173,6 +173,7 @@ def train(config: DecoderConfig, run: Config, y_encoder: nnx.Module, workdir: ep
     with flags.as_usage_errors(ValueError, OSError):
         loop.check_hosts(config)
         mesh = make_mesh()
+        distributed.connect(mesh)
         with distributed.main_first():
             part = None if loop.begun(workdir) else open_init(config)
             dataset, sources, tokenizers = open_data(config, run, mesh, bad)

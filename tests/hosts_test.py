@@ -67,6 +67,37 @@ def test_hosts_tell_one_another_what_differs_and_what_failed(tmp_path):
     assert not list(tmp_path.glob("*/.probe*"))
 
 
+CONNECTED = """
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
+from jepa_jax import distributed
+from jepa_jax.sharding import make_mesh
+
+client = jax._src.distributed.global_state.client
+def connections():
+    multihost_utils.sync_global_devices("made")
+    return sorted(key for key, _ in client.key_value_dir_get_bytes("cpu:gloo"))
+
+mesh, before = make_mesh(2), connections()
+distributed.connect(mesh)
+made = connections()
+assert len(made) > len(before), made
+with jax.set_mesh(mesh):
+    for axes in ("data", "fsdp", ("data", "fsdp")):
+        gather = lambda x: jax.lax.all_gather(x, axes, tiled=True)
+        whole = PartitionSpec()
+        gather = jax.shard_map(gather, in_specs=whole, out_specs=whole, check_vma=False)
+        jax.block_until_ready(jax.jit(gather)(jax.numpy.zeros(4)))
+assert (found := connections()) == made, (made, found)
+"""
+
+
+def test_a_host_that_compiles_longer_than_another_finds_it_connected(tmp_path):
+    """What a step adds up between devices needs no connection that its hosts did not make at the start."""
+    ended = on_two_hosts(CONNECTED, tmp_path, devices=2)
+    assert [status for status, _ in ended] == [0, 0], ended
+
+
 def test_ctrl_c_on_one_host_leaves_none_waiting(monkeypatch, capsys):
     """A normal end waits for the others, who wait for this one."""
     ended = []

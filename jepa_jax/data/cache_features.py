@@ -243,6 +243,7 @@ def cache(config: Config, out: epath.Path, batch_size: int | None) -> int:
     with flags.as_usage_errors(ValueError, OSError):
         loop.check_hosts(config)
         mesh = make_mesh(config.fsdp)
+        distributed.connect(mesh)
         batch_size = _CLIPS_PER_DEVICE * mesh.size if batch_size is None else batch_size
         check_batch(batch_size, mesh, name="--batch_size")
         (dataset,) = config.data.datasets
