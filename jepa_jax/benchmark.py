@@ -275,7 +275,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--synthetic", action="store_true", help="random batches instead of the dataset")
     parser.add_argument(
-        "--out", type=flags.local_path, help="a JSON file (default: runs/NAME.benchmark...json)"
+        "--out", type=flags.local_file, help="a JSON file (default: runs/NAME.benchmark...json)"
     )
     parser.add_argument(
         "--trace", type=flags.local_path, metavar="DIR", help="write a profile of some steps there"

@@ -201,6 +201,15 @@ def local_path(word: str) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(word))
 
 
+def local_file(word: str) -> pathlib.Path:
+    """A flag's value that is a file to write, on any file system of this machine: a command that works for
+    minutes looks at its start."""
+    path = local_path(word)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{word} is a folder: name a file")
+    return path
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with the same one-sentence errors as everything else."""
 

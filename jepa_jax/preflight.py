@@ -267,7 +267,7 @@ def main(arguments: list[str]) -> int:
         help="compile it with every model.remat and say which is fastest",
     )
     parser.add_argument(
-        "--out", type=flags.local_path, help="JSON file (default: runs/NAME/preflight-TOPOLOGY.json)"
+        "--out", type=flags.local_file, help="JSON file (default: runs/NAME/preflight-TOPOLOGY.json)"
     )
     values, overrides = flags.parse(arguments, parser)
     config = flags.override(flags.load_config(values.config), overrides)

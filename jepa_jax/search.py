@@ -103,7 +103,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--top", type=flags.count, default=8, help="how many are shown (default: 8)")
     parser.add_argument("--kind", choices=("exact", "ivf"), help="of index (default: by size)")
     parser.add_argument(
-        "--out", type=flags.local_path, default="search.png", metavar="FILE", help="(default: search.png)"
+        "--out", type=flags.local_file, default="search.png", metavar="FILE", help="(default: search.png)"
     )
     values = flags.parse_without_config(arguments, parser)
     if not values.text.strip():

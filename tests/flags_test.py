@@ -192,6 +192,7 @@ def test_the_shipped_demo_is_found_from_any_folder(tmp_path, monkeypatch):
         (["--out="], "argument --out: it is empty"),
         (["--place="], "argument --place: it is empty"),
         ([f"--place={__file__}"], "flags_test.py is a file: name a folder"),
+        (["--file=/"], "argument --file: / is a folder: name a file"),
     ],
 )
 def test_a_bad_command_line_is_one_sentence(arguments, sentence, capsys):
@@ -199,6 +200,7 @@ def test_a_bad_command_line_is_one_sentence(arguments, sentence, capsys):
     parser.add_argument("--workdir")
     parser.add_argument("--out", type=flags.local_path)
     parser.add_argument("--place", type=flags.place)
+    parser.add_argument("--file", type=flags.local_file)
     assert flags.run(lambda words: flags.parse(words, parser), arguments) == 2
     message = capsys.readouterr().err
     assert sentence in message
