@@ -240,7 +240,10 @@ def test_ctrl_c_ends_a_host_that_waits_for_others():
     """JAX's call comes back to Python after five minutes."""
     command = [sys.executable, "-m", "jepa_jax.train", "--config=tests/tiny_config.py", "--workdir=/nowhere"]
     command += [f"--coordinator=127.0.0.1:{(port := free_port())}", "--processes=2", "--process=0"]
+    # A shell that was itself started in the background hands down that Ctrl-C is not for it.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=ROOT, env=environment() | {"JEPA_JAX_HUGE_PAGES": "1"})
+    signal.signal(signal.SIGINT, heard)
     try:
         wait_for([process], lambda: listens(port))
         time.sleep(0.5)  # into the call

@@ -26,7 +26,7 @@ def command(tmp_path, monkeypatch):
     found = read("ssv2", "ssv2")
     model = World({key(item): text for item, text in zip(found.items, RIGHT, strict=True)})
     model.config = tiny.run_config()
-    monkeypatch.setattr(evaluate.inference, "load", lambda *_, devices: model)
+    monkeypatch.setattr(evaluate.inference, "load", lambda *_, **how: model)
     monkeypatch.setattr(evaluate.parts, "is_part", lambda _: True)
     monkeypatch.setattr(evaluate.frames, "loader", lambda _: model.load_frames)
     fill(tmp_path / "media", found.items)
@@ -102,7 +102,7 @@ def test_wordings_are_written_apart(command, tmp_path, monkeypatch):
 
 def test_a_text_encoder_alone_can_be_asked_about_texts(tmp_path, monkeypatch, capsys):
     alone = types.SimpleNamespace(embed_text=World.embed_text)
-    monkeypatch.setattr(evaluate.inference, "load", lambda *_, devices: alone)
+    monkeypatch.setattr(evaluate.inference, "load", lambda *_, **how: alone)
     monkeypatch.setattr(evaluate.parts, "is_part", lambda _: True)
     arguments = [f"--checkpoint={tmp_path}", "--task=visla", f"--annotations={FIXTURES / 'visla'}"]
     assert flags.run(evaluate.main, arguments) == 0
