@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,6 +23,8 @@ from jepa_jax.sharding import NO_MESH, to_host
 
 logger = logging.getLogger(__name__)
 _policies = ocp.checkpoint_managers
+# Seconds after which a host sees in a shared folder what another wrote: NFS remembers one for a minute.
+_LATEST_TO_SEE = 90
 _ARRAYS = ("params", "training")
 
 
@@ -291,7 +294,13 @@ class Checkpointer:
         count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
         if not count:
             return []
-        return multihost_utils.broadcast_one_to_all(np.resize(np.array(steps, np.int32), count)).tolist()
+        of_first = multihost_utils.broadcast_one_to_all(np.resize(np.array(steps, np.int32), count)).tolist()
+        end = time.monotonic() + _LATEST_TO_SEE
+        while of_first[-1] not in steps and time.monotonic() < end:
+            if (self._directory / str(of_first[-1])).exists():
+                break
+            time.sleep(0.5)
+        return of_first
 
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps if jax.process_index() == 0 else []:

@@ -8,6 +8,8 @@ from jepa_jax.config import LlamaConfig
 from tests.processes import on_two_hosts
 
 ARRAYS = """
+import threading
+
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import PyTreeCheckpointHandler, StandardCheckpointHandler
@@ -42,9 +44,15 @@ for step in (1, 2):
     first.save(step, items, {"step": step}, {"loss": 1.0})
 first.close()
 
-other = Checkpointer(folder, config)
+seen = folder
 if index == 1:  # whose file system is slow to tell, or who looked before the last was there
-    other.steps = lambda: [1]
+    seen = folder.with_name("seen")
+    seen.mkdir()
+    (seen / "1").symlink_to(folder / "1")
+other = Checkpointer(seen, config)
+assert other.steps() == ([1] if index else [1, 2])
+if index == 1:
+    threading.Timer(1.5, (seen / "2").symlink_to, [folder / "2"]).start()
 assert other.restore_latest(template)[0] == 2
 other.close()
 
