@@ -1,11 +1,11 @@
 """The tokenizer beside a source, written so that `transformers` opens the part's folder as one."""
 
-import importlib.util
 import pathlib
 import shutil
 import sys
 from collections.abc import Callable
 
+from jepa_jax.data.tokenizer import no_sentencepiece
 from jepa_jax.errors import first_line
 from weights_conversion.sources import Source
 
@@ -68,8 +68,8 @@ def _from_gguf(source: Source):
 def _from_sentencepiece(file: pathlib.Path):
     """Llama 2's. The model alone would be read without the token that begins a text, which Meta's code puts
     there."""
-    if importlib.util.find_spec("sentencepiece") is None:
-        raise ImportError("a SentencePiece model takes sentencepiece: pip install sentencepiece")
+    if missing := no_sentencepiece():
+        raise ImportError(missing)
     from tokenizers import processors
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

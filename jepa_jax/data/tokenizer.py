@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -76,6 +77,25 @@ def _class_of(source: str):
     return transformers.AutoTokenizer
 
 
+def no_sentencepiece() -> str:
+    """Why SentencePiece models cannot be read here; "" where they can. `transformers` only tells of what it
+    tries next."""
+    if importlib.util.find_spec("sentencepiece") is None:
+        return "a SentencePiece model takes sentencepiece: pip install 'sentencepiece<0.2.3'"
+    try:
+        importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    except Exception as error:  # 0.2.3 wants protobuf 7, which Beam does not go with
+        return f"pip install 'sentencepiece<0.2.3': this one does not go with protobuf ({first_line(error)})"
+    return ""
+
+
+def _is_sentencepiece(folder: str) -> bool:
+    """Whether a tokenizer's words are a SentencePiece model's alone."""
+    files = [] if (pathlib.Path(folder) / "tokenizer.json").exists() else pathlib.Path(folder).glob("*.model")
+    # Llama 3's ranks, which are called so too, are lines of two words.
+    return any(b" " not in file.open("rb").readline() for file in files)
+
+
 def _whole(text: str) -> str:
     """A text with "?" for half a surrogate pair, which JSON and command lines can hold and UTF-8 cannot."""
     return text.encode(errors="replace").decode()
@@ -95,14 +115,16 @@ class Tokenizer:
 
     def __init__(self, name: str, prefix: str = "", vocab_size: int | None = None):
         logging.getLogger("transformers").addFilter(_is_no_advice)
+        missing = ""
         try:
             with _on_disk(str(SHIPPED.get(name, name))) as source:
+                missing = no_sentencepiece() if _is_sentencepiece(source) else ""
                 # Left out, the library asks at the terminal whether to run the code that a folder brings.
                 self._tokenizer = _class_of(source).from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # the library raises whatever a damaged file leads it to
             raise ValueError(
                 f"tokenizer {name!r} cannot be loaded: give {', '.join(SHIPPED)}, a folder, or "
-                f"a hub name you have access to ({first_line(error)})"
+                f"a hub name you have access to ({missing or first_line(error)})"
             ) from error
         # Llama's tokenizer has no padding token. Padding is masked everywhere, so any id serves.
         self.pad_id = self._tokenizer.pad_token_id or 0

@@ -1,14 +1,17 @@
 """Tokenizers that are written beside converted weights."""
 
 import base64
+import importlib.machinery
 import importlib.util
 import json
 import os
 import pathlib
+import sys
+import types
 
 import pytest
 
-from jepa_jax.data.tokenizer import Tokenizer
+from jepa_jax.data.tokenizer import Tokenizer, no_sentencepiece
 from tests.data.tokenizer_test import GOLDEN, TEXTS
 from weights_conversion.sources import Source
 from weights_conversion.tokenizers import write_tokenizer
@@ -49,8 +52,31 @@ def test_a_sentencepiece_model_that_cannot_be_read_is_told_and_left_out(folders,
     assert "its tokenizer was not read (a SentencePiece model takes" in capsys.readouterr().err
 
 
+def test_a_sentencepiece_whose_protobuf_is_another_is_told_and_what_goes_with_it(
+    folders, monkeypatch, capsys
+):
+    """`transformers` went on to call the model no tiktoken file."""
+    source, out = folders
+    (source.parent / "sentencepiece_model_pb2.py").write_text("raise TypeError('gencode 7 runtime 6')\n")
+    package = types.ModuleType("sentencepiece")
+    package.__path__ = [str(source.parent)]
+    package.__spec__ = importlib.machinery.ModuleSpec("sentencepiece", None, is_package=True)
+    monkeypatch.setitem(sys.modules, "sentencepiece", package)
+    monkeypatch.delitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", raising=False)
+    (source / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00")
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    write_tokenizer(meta_source(source), out)
+    advice = "pip install 'sentencepiece<0.2.3': this one does not go with protobuf (gencode 7 runtime 6)"
+    assert advice in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"sentencepiece<0\.2\.3"):
+        Tokenizer(str(source))
+
+
 def test_a_sentencepiece_model_gives_its_own_ids_after_the_token_that_begins_a_text(folders):
-    sentencepiece = pytest.importorskip("sentencepiece", reason="Llama 2's tokenizer needs sentencepiece")
+    if missing := no_sentencepiece():
+        pytest.skip(missing)
+    import sentencepiece
+
     source, out = folders
     # As Llama 2's was trained.
     options = {"model_type": "bpe", "byte_fallback": True, "remove_extra_whitespaces": False, "pad_id": -1}
