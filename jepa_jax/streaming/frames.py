@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Discard
+from av.video.stream import VideoStream
 
 from jepa_jax.data.decode_video import as_seen, video_of
 from jepa_jax.data.video_index import frame_rate
@@ -106,6 +108,14 @@ def _time_of(frame: av.VideoFrame, container: InputContainer) -> float | None:
     return None if frame.dts is None else float(frame.dts * frame.time_base)
 
 
+def _leave_variants(container: InputContainer, stream: VideoStream) -> None:
+    """Have the variants of a master playlist, the same video at other bit rates, not fetched beside it."""
+    own = stream.metadata.get("variant_bitrate")
+    for other in container.streams:
+        if other.metadata.get("variant_bitrate", own) != own:  # what all of them share says none
+            other.discard = Discard.all
+
+
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise NoVideoError(f"{name} has frames of {width} x {height} pixels; at most {max_pixels:,} are read")
@@ -144,6 +154,7 @@ def open_video(source: str, *, device: str | None = None, max_pixels: int = 2**2
         if stream.codec_context is None:  # FFmpeg knows what it is, as an SVG, and cannot decode it
             raise NoVideoError(f"{name} holds a kind of video that cannot be decoded here")
         _check_size(name, stream.width, stream.height, max_pixels)
+        _leave_variants(container, stream)
         period = float(1 / (frame_rate(stream) or 25))
         begin = (container.start_time or 0) / av.time_base
         declared = container.duration / av.time_base if container.duration else 0.0

@@ -306,6 +306,25 @@ def test_a_live_playlist_that_gets_no_more_pieces_is_said(tmp_path, monkeypatch)
         assert len(list(open_video(f"{url}/whole.m3u8"))) == len(found)
 
 
+def test_of_a_master_playlist_one_variant_is_fetched(tmp_path):
+    """Opening looks at the first piece of each; FFmpeg would go on with all of them."""
+    master, pieces = ["#EXTM3U"], 6
+    for variant, bits in (("low", 1000), ("high", 3000)):
+        master += [f"#EXT-X-STREAM-INF:BANDWIDTH={bits}", f"{variant}.m3u8"]
+        lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:2"]
+        for i in range(pieces):
+            videos.write(tmp_path / f"{variant}{i}.ts", videos.frames_of(("red", 20)), RATE)
+            lines += ["#EXTINF:2.0,", f"{variant}{i}.ts"]
+        (tmp_path / f"{variant}.m3u8").write_text("\n".join([*lines, "#EXT-X-ENDLIST"]) + "\n")
+    (tmp_path / "master.m3u8").write_text("\n".join(master) + "\n")
+    asked = []
+    with videos.served(tmp_path, asked) as url:
+        assert len(list(open_video(f"{url}/master.m3u8"))) > 19 * pieces
+    fetched = [sum(f"{variant}{i}.ts" in asked for i in range(pieces)) for variant in ("low", "high")]
+    assert max(fetched) == pieces
+    assert min(fetched) <= 2
+
+
 def test_a_playlist_from_elsewhere_opens_no_local_file(folder):
     """The list itself is good: with the server's own address it plays."""
     with videos.served(folder) as url:

@@ -31,13 +31,15 @@ def write(path: pathlib.Path, frames: list[np.ndarray], rate: int, **options: st
 
 
 @contextlib.contextmanager
-def served(folder: pathlib.Path):
+def served(folder: pathlib.Path, asked: list[str] | None = None):
     """The URL of a folder on this machine; "NAME?hang_up" sends half of what it promises, "NAME?slowly" a
-    piece from each "--frame" to the next every tenth of a second."""
+    piece from each "--frame" to the next every tenth of a second. `asked` gets the names asked for."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             name, _, wish = self.path[1:].partition("?")
+            if asked is not None:
+                asked.append(name)
             content = (folder / name).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
