@@ -85,6 +85,33 @@ def test_a_url_is_watched_like_a_file(watch, folder):
     check(events)
 
 
+@pytest.mark.parametrize("more", [(), ("--batch=5", "--frames=4")])
+def test_a_live_source_is_opened_when_all_is_compiled(watch, folder, monkeypatch, more):
+    """It goes on while programs are compiled: pieces of a playlist run out, a camera's buffer runs over."""
+    shapes, before, real = [], [], stream.open_video
+
+    class Watched(ColourModel):
+        def embed_video(self, frames, query):
+            shapes.append(frames.shape)
+            return super().embed_video(frames, query)
+
+        def decode(self, embeddings):
+            shapes.append("text")
+            return super().decode(embeddings)
+
+    def opened(source, **_):
+        before.extend(shapes)
+        yield from real(str(folder / "three.mp4"))
+
+    monkeypatch.setattr(stream, "open_video", opened)
+    monkeypatch.setattr(stream.inference, "load", lambda *_: Watched())
+    status, events, printed = watch("rtsp://camera/live", *more)
+    assert status == 0, printed.err
+    check(events)
+    assert "before the first" in printed.out
+    assert before == [shapes[2], "text"]  # the first window's own
+
+
 @pytest.mark.parametrize("more", [(), ("--batch=7",), ("--offline", "--segments=2")])
 def test_a_source_that_stops_is_said_and_what_was_found_is_kept(watch, folder, monkeypatch, tmp_path, more):
     def unplugged(source, **_):
