@@ -117,7 +117,8 @@ def wording(subject: Subject, clips: list[Clip], _: EvalConfig):
     for kind, (phrasings, labels) in questions.items():
         answers = np.stack([subject.answer([query] * len(clips)) for query in texts.QUERIES[kind]])
         classes = None if phrasings is None else class_embeddings(subject.embed_text, phrasings)
-        spread = spread_metrics(answers, classes, None if labels is None else np.array(labels))
+        right = None if labels is None else np.array(labels)
+        spread = spread_metrics(answers, classes, right, is_vqa=kind == "how_many")
         metrics |= {f"{kind}_{name}": metric for name, metric in spread.items()}
     return metrics
 

@@ -23,7 +23,11 @@ def mean_pairwise_cosine(answers: np.ndarray) -> float:
 
 
 def spread_metrics(
-    answers: np.ndarray, classes: np.ndarray | None = None, labels: np.ndarray | None = None
+    answers: np.ndarray,
+    classes: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    *,
+    is_vqa: bool = False,
 ) -> Metrics:
     """How answers to one question vary with its wording.
 
@@ -31,6 +35,8 @@ def spread_metrics(
       answers: [P, B, E] unit vectors, of P wordings.
       classes: [classes, E] unit vectors; None for questions without candidates.
       labels: [B] int, the right class of each clip.
+      is_vqa: of a task of questions, in which chance of the accuracy is always giving the commonest answer,
+        not one class of all.
 
     Returns:
       `cosine`, and with classes `same_top_1` (the share of clips whose nearest class is the same under
@@ -45,10 +51,11 @@ def spread_metrics(
     is_one = (scores >= scores.max(axis=-1, keepdims=True) - TIE).sum(axis=-1) == 1
     accuracy = (is_one & (chosen == labels)).mean(axis=1)
     chance = 1 / len(classes)
+    guessed = float(np.bincount(labels).max() / n) if is_vqa else chance
     values = {
         "same_top_1": (np.mean((is_one & (chosen == chosen[0])).all(axis=0)), chance ** (len(answers) - 1)),
-        "worst_wording": (accuracy.min(), chance),
-        "best_wording": (accuracy.max(), chance),
+        "worst_wording": (accuracy.min(), guessed),
+        "best_wording": (accuracy.max(), guessed),
     }
     for name, (value, by_chance) in values.items():
         metrics[name] = {"value": float(value), "chance": by_chance, "n": n}
@@ -94,18 +101,24 @@ def reworded(benchmark: Benchmark, wordings: list[str] | dict[str, list[str]]) -
             dataclasses.replace(item, query=query, answer=(number, item.answer))
             for number, query in enumerate(asked)
         ]
-    score = functools.partial(_score, classes=benchmark.classes)
+    score = functools.partial(_score, classes=benchmark.classes, is_vqa=benchmark.asks_its_own)
     return dataclasses.replace(
         benchmark, items=items, score=score, unknown=unknown, classes=(), asks_its_own=True
     )
 
 
 def _score(
-    items: Sequence[Item], predicted: np.ndarray, model: Answers, *, classes: Sequence[Sequence[str]]
+    items: Sequence[Item],
+    predicted: np.ndarray,
+    model: Answers,
+    *,
+    classes: Sequence[Sequence[str]],
+    is_vqa: bool,
 ) -> Metrics:
     number = np.array([wording for wording, _ in (item.answer for item in items)])
     labels = np.array([item.answer[1] for item in items])
     wordings = number.max() + 1
     # Items follow one another, each in all its wordings.
     answers = predicted.reshape(-1, wordings, predicted.shape[-1]).swapaxes(0, 1)
-    return spread_metrics(answers, class_embeddings(model.embed_text, classes), labels[::wordings])
+    embeddings = class_embeddings(model.embed_text, classes)
+    return spread_metrics(answers, embeddings, labels[::wordings], is_vqa=is_vqa)

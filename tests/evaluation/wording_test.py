@@ -13,6 +13,7 @@ from jepa_jax.evaluation import benchmark
 from jepa_jax.evaluation.benchmark import with_query
 from jepa_jax.evaluation.clips import Clip
 from jepa_jax.evaluation.emoji_motion import ON_REQUEST
+from jepa_jax.evaluation.vqa import accuracy_metric
 from jepa_jax.evaluation.wording import mean_pairwise_cosine, read_wordings, reworded, spread_metrics
 from jepa_jax.flags import UsageError
 from tests.evaluation.fake import World, ask, embed_text, fill, key, read, watching
@@ -37,6 +38,15 @@ def test_spread_by_hand():
         {"cosine": 2 / 3, "same_top_1": 2 / 3, "worst_wording": 1 / 3, "best_wording": 2 / 3}
     )
     assert metrics["same_top_1"]["chance"] == 0.5
+    assert metrics["best_wording"]["chance"] == 0.5
+
+
+def test_chance_of_questions_is_the_commonest_answer_as_without_wordings():
+    answers, labels = np.eye(3)[None, [0, 0, 0, 1]].repeat(2, axis=0), np.array([0, 0, 0, 1])
+    metrics = spread_metrics(answers, np.eye(3), labels, is_vqa=True)
+    of_the_task = accuracy_metric(np.ones(4, bool), labels)
+    assert metrics["worst_wording"] == metrics["best_wording"] == of_the_task
+    assert metrics["same_top_1"]["chance"] == pytest.approx(1 / 3)
 
 
 def test_one_embedding_for_everything_has_no_nearest_class():
@@ -90,7 +100,7 @@ def test_questions_that_items_bring_have_wordings_of_their_own(tmp_path):
     }
     found = reworded(read("gqa", "gqa"), wordings)
     outcome = ask(found, ["yes"] * 4, tmp_path)
-    assert outcome.metrics["worst_wording"] == {"value": 1.0, "chance": pytest.approx(1 / 3), "n": 2}
+    assert outcome.metrics["worst_wording"] == {"value": 1.0, "chance": 1.0, "n": 2}  # both are "yes"
     assert outcome.missing == dict.fromkeys(("201", "203", "204"), "no wordings of its query")
 
 
