@@ -137,8 +137,9 @@ def run_steps(
         for step in range(start + 1, config.steps + 1):
             # Step N - 1 is under way while batch N is waited for and put on the devices.
             with log.data_wait():
-                batch = shard_global_batch(next(loader), mesh)
-            state, metrics = step_fn(state, batch)
+                batch = next(loader)
+            # Not a wait for data: on CPUs this takes its turn with the step that is under way.
+            state, metrics = step_fn(state, shard_global_batch(batch, mesh))
             # Step N is under way before step N - 1 is read, so the device never waits for us.
             if unlogged:
                 after(read(*unlogged))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -89,6 +90,13 @@ def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, m
 def test_a_step_that_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys):
     assert run(tmp_path, monkeypatch, Checkpoints(lambda saved: []), signal_in=5) == (5, signal.SIGTERM)
     assert "SIGTERM: step 5 could not be saved, stopping" in capsys.readouterr().out
+
+
+def test_batches_that_wait_for_a_device_are_not_told_as_late_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "shard_global_batch", lambda batch, mesh: time.sleep(0.01) or batch)
+    run(tmp_path, monkeypatch, Checkpoints())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.median([row["data_wait"] for row in rows]) < 0.3
 
 
 @pytest.mark.parametrize("ignored", [False, True])
