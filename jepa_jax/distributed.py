@@ -7,6 +7,7 @@ import errno
 import functools
 import glob
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -333,14 +334,19 @@ def check_alike(known: Mapping[str, str]) -> None:
             )
 
 
-def asked_to_stop(step: int) -> bool:
-    """Whether some host got SIGTERM and this is the step after which all of them stop.
+# Not steps: JAX says so at the number that follows the largest it was given, so of a notice before the first
+# call at 1, and to a run that goes on from a later step it would never.
+_calls = itertools.count(1)
 
-    To be called at every step on every host. JAX's coordination service carries the notice, but in a program
-    whose first command that joined the hosts was one without steps.
+
+def asked_to_stop() -> bool:
+    """Whether some host got SIGTERM and this is the call at which all of them learn of it.
+
+    To be called equally often on every host, at every step. JAX's coordination service carries the notice,
+    but in a program whose first command that joined the hosts was one without steps.
     """
     carried = jax.process_count() > 1 and jax.config.jax_enable_preemption_service
-    return carried and multihost_utils.reached_preemption_sync_point(step)
+    return carried and multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
 def end_at_once(status: int = 1) -> None:

@@ -61,9 +61,9 @@ class StopFlag:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def look(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if distributed.asked_to_stop(step):
+    def look(self) -> bool:
+        """Whether to stop after this step; of several hosts each looks at every one."""
+        if distributed.asked_to_stop():
             self.signal = signal.SIGTERM
         return self.signal is not None
 
@@ -144,7 +144,7 @@ def run_steps(
             if unlogged:
                 after(read(*unlogged))
             unlogged = (step, metrics, bad.total if alone else sum_over_hosts(bad.take(), mesh))
-            stopping = stop.look(step)
+            stopping = stop.look()
             if step % config.checkpoint.every and step < config.steps and not stopping:
                 continue
             scores = read(*unlogged)  # raises before a state that is not finite is saved

@@ -236,6 +236,19 @@ def test_sigterm_ends_what_does_not_ask_for_it(stops_by_step, status):
     assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == status
 
 
+ASKED = """
+time.sleep(3)  # JAX looks once a second
+distributed.jax.process_count = lambda: 2
+sys.exit(7 * distributed.asked_to_stop())
+"""
+
+
+def test_sigterm_before_a_run_has_done_a_step_stops_it_after_the_first():
+    """Whichever step it goes on from: JAX, given nothing yet, says so at the number 1 and at no other."""
+    command = [sys.executable, "-c", ENDED + ASKED, str(free_port()), "True"]
+    assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == 7
+
+
 def test_ctrl_c_ends_a_host_that_waits_for_others():
     """JAX's call comes back to Python after five minutes."""
     command = [sys.executable, "-m", "jepa_jax.train", "--config=tests/tiny_config.py", "--workdir=/nowhere"]

@@ -149,7 +149,7 @@ def test_a_signal_sent_twice_at_once_is_one():
         timer.join()
         time.sleep(0.01)
         assert ready == [True]
-        assert stop.look(1)
+        assert stop.look()
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "one that comes later ends it at once"
 
 
@@ -157,7 +157,7 @@ def test_a_signal_sent_twice_at_once_is_one():
 def test_a_second_signal_of_the_other_kind_ends_a_run_at_once_too(first):
     with loop.StopFlag() as stop:
         os.kill(os.getpid(), first)
-        assert stop.look(1)
+        assert stop.look()
         for number in (signal.SIGINT, signal.SIGTERM):
             assert signal.getsignal(number) == signal.SIG_DFL
         assert stop.signal == first

@@ -1,6 +1,7 @@
 """A decoder's training as a whole: it learns, stops, goes on, and is found again."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -139,10 +140,12 @@ def test_stopped_and_started_again_it_ends_with_the_same_numbers(trained, tmp_pa
     look = loop.StopFlag.look
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
-    def interrupt(stop, step):
-        if step == 7:
+    steps = itertools.count(1)
+
+    def interrupt(stop):
+        if next(steps) == 7:
             os.kill(os.getpid(), signal.SIGTERM)
-        return look(stop, step)
+        return look(stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.StopFlag, "look", interrupt)
