@@ -16,6 +16,8 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -79,9 +81,12 @@ def untrained_twin(model: Model) -> Model:
     return model.with_weights(nnx.merge(graphdef, create()))
 
 
-def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:
+def run_tasks(model: Model, tasks: list[str], look: Callable[[], None]) -> dict[str, dict[str, dict]]:
     """Every task on every split that has the labels for it, beside the untrained model and the frames
     shuffled in time.
+
+    Args:
+      look: see `evaluate`.
 
     Returns:
       {task: {"SPLIT/METRIC": {"value", "untrained", "shuffled", "chance", "n"}}}, empty for a task that
@@ -90,17 +95,23 @@ def run_tasks(model: Model, tasks: list[str]) -> dict[str, dict[str, dict]]:
     config = model.config.eval
     results: dict[str, dict[str, dict]] = {task: {} for task in tasks}
     twin = untrained_twin(model)
+
+    def after_a_look(part, *arguments):
+        look()
+        return part(*arguments)
+
     for split in config.splits:
         with flags.as_usage_errors(ValueError, OSError):
             frames, clips = load_clips(model.config, split, config.clips)
         subjects = {
-            "value": Subject(model, frames),
-            "untrained": Subject(twin, frames),
-            "shuffled": Subject(model, shuffle_in_time(frames, model.config.seed)),
+            "value": after_a_look(Subject, model, frames),
+            "untrained": after_a_look(Subject, twin, frames),
+            "shuffled": after_a_look(Subject, model, shuffle_in_time(frames, model.config.seed)),
         }
         possible = tasks_of(clips)
         for task in [task for task in tasks if task in possible]:
-            found = {who: possible[task](subject, clips, config) for who, subject in subjects.items()}
+            ask = partial(after_a_look, possible[task])
+            found = {who: ask(subject, clips, config) for who, subject in subjects.items()}
             for name, metric in (found["value"] or {}).items():
                 controls = {who: found[who][name]["value"] for who in CONTROLS}
                 results[task][f"{split}/{name}"] = {**metric, **controls}
@@ -123,17 +134,22 @@ def retrieval_picture(model: Model, rows: int = 6) -> tuple:
     return [captions[i] for i in shown], found, shown, frames[index]
 
 
-def evaluate(model: Model, workdir: epath.Path, tasks: list[str]) -> None:
+def evaluate(
+    model: Model, workdir: epath.Path, tasks: list[str], look: Callable[[], None] = lambda: None
+) -> None:
     """Run tasks, write `eval/TASK.json` and `retrieval.png`, print the table; nothing of a task that the
     data have no labels for.
 
     Every host takes part, for each holds a share of the model; the first writes.
 
+    Args:
+      look: called on every host before each part of the work, equally often; what it raises ends it.
+
     Raises:
       UsageError: a split cannot be read, none has the labels for any of the tasks, or the results, which
         are printed, cannot be written.
     """
-    results = {task: metrics for task, metrics in run_tasks(model, tasks).items() if metrics}
+    results = {task: metrics for task, metrics in run_tasks(model, tasks, look).items() if metrics}
     if not results:
         if not model.config.eval.splits:
             raise flags.UsageError(_NO_SPLITS)

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     restart_with_huge_pages()
 
 import contextlib
+import signal
 import sys
 from functools import partial
 
@@ -72,6 +73,17 @@ def keep_programs(workdir: epath.Path) -> None:
     if not is_local(workdir):
         # There XLA itself would keep what it measured of a GPU's kernels: not in a bucket, and it would end.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
+class StoppedError(RuntimeError):
+    """Some host got SIGTERM after the last step."""
+
+
+def look_for_sigterm() -> None:
+    """What all hosts call in turn once the last step is saved, equally often: it raises StoppedError, on all
+    in the same call, when one has got SIGTERM, by which a process alone ends. Among several JAX takes it."""
+    if distributed.asked_to_stop():
+        raise StoppedError
 
 
 def train(config: Config, workdir: epath.Path) -> int:
@@ -160,7 +172,11 @@ def train(config: Config, workdir: epath.Path) -> int:
             print(left_out, file=sys.stderr)
         if config.eval.splits:
             model = Model(nnx.merge(graphdef, state.trained, state.frozen), config, tokenizers)
-            evaluate.evaluate(model, workdir, list(TASKS))
+            try:
+                evaluate.evaluate(model, workdir, list(TASKS), look_for_sigterm)
+            except StoppedError:
+                distributed.tell(f"\nSIGTERM: stopping before step {config.steps} is evaluated to the end")
+                return 128 + signal.SIGTERM
     return loop.status_of(checkpointer, config.steps)
 
 

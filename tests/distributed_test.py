@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -162,6 +163,18 @@ def test_sigterm_to_one_host_saves_on_all_and_one_host_goes_on(alone, data_dir, 
     (output,) = succeed(workdir, data_dir, 1, 1, "--config.fsdp=1", "--config.micro_batches=2")
     assert f"resuming from step {done} of {STEPS}" in output
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+
+
+def test_sigterm_to_one_host_ends_the_last_evaluation_on_all(alone, data_dir, tmp_path):
+    """JAX takes the signal, which would do nothing where nobody asks for it."""
+    workdir = shutil.copytree(alone, tmp_path / "run")
+    (begun := workdir / "config.json").unlink()
+    processes = start(workdir, data_dir, 2, DEVICES // 2, *EVALUATED)
+    wait_for(processes, begun.exists)  # seconds before the evaluation, and JAX looks once a second
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes, workdir)
+    assert [status for status, _ in ended] == [128 + signal.SIGTERM] * 2, ended
+    assert f"SIGTERM: stopping before step {STEPS} is evaluated to the end" in ended[0][1]
 
 
 def test_a_host_that_cannot_start_stops_the_others_at_once(data_dir, tmp_path):
