@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -167,7 +168,7 @@ class Checkpointer:
           step: of the checkpoint's name.
           items: pytrees of arrays, `params` and `training`.
           data: the data iterator's state, as JSON.
-          metrics: must hold the configuration's `best_metric`.
+          metrics: without the configuration's `best_metric` any checkpoint that has it is better.
         """
         assert not self._read_only
         self.wait()
@@ -182,6 +183,8 @@ class Checkpointer:
                 {**{name: _checksums(tree) for name, tree in items.items()}, "data": _checksum_of_json(data)}
             ),
         )
+        worst = math.inf if self._config.best_metric == "loss" else -math.inf
+        metrics = {self._config.best_metric: worst, **metrics}
         self._pending = step
         try:
             self._manager.save(step, args=arguments, metrics=metrics)

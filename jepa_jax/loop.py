@@ -113,7 +113,8 @@ def run_steps(
       bad: what the loader counts.
       identity: of the `sources`, and of what else is to be known again, kept with the position in them.
       after: is given each step's scalars.
-      score: of a state about to be saved, for the log and for which checkpoint is the best.
+      score: of a state about to be saved, for the log and for which checkpoint is the best; not of one that
+        is saved for a signal alone.
 
     Returns:
       The state, and the signal that stopped it, be it in the last step; None without.
@@ -149,7 +150,8 @@ def run_steps(
                 continue
             scores = read(*unlogged)  # raises before a state that is not finite is saved
             unlogged = None
-            if score:
+            # A checkpoint that a signal asked for is never scored: a preemption gives it half a minute.
+            if score and (step % config.checkpoint.every == 0 or step == config.steps):
                 found = score(state)
                 log.write(step, found)
                 scores |= found

@@ -101,6 +101,14 @@ def test_keeps_the_latest_and_the_best(metric, restarts, tmp_path):
     checkpointer.close()
 
 
+def test_a_checkpoint_that_was_not_scored_is_not_the_best(tmp_path):
+    for step, metrics in ((1, {"recall_at_1": 0.1}), (2, {}), (3, {}), (4, {"recall_at_1": 0.0})):
+        checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig(keep=1, best_metric="recall_at_1"))
+        checkpointer.save(step, items(step), {}, metrics)
+        checkpointer.close()
+        assert checkpointer.steps() == sorted({1, step})
+
+
 def damage_by_flipping(step_dir: pathlib.Path) -> None:
     file = largest_file(step_dir)
     data = bytearray(file.read_bytes())

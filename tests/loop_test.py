@@ -55,7 +55,13 @@ class Checkpoints:
 
 
 def run(
-    tmp_path, monkeypatch, checkpoints: Checkpoints, *, signal_in: int | None = None, number=signal.SIGTERM
+    tmp_path,
+    monkeypatch,
+    checkpoints: Checkpoints,
+    *,
+    signal_in: int | None = None,
+    number=signal.SIGTERM,
+    score=None,
 ):
     """`run_steps` with the state being the step; a signal comes while one of them is computed."""
     monkeypatch.setattr(loop, "to_items", lambda state: {})
@@ -67,7 +73,7 @@ def run(
 
     mesh = make_mesh(devices=jax.devices()[:1])
     places = {"mesh": mesh, "checkpointer": checkpoints, "bad": BadRecords(0.0), "identity": {}}
-    return loop.run_steps(step_fn, 0, Batches(), 0, config, tmp_path, **places)
+    return loop.run_steps(step_fn, 0, Batches(), 0, config, tmp_path, score=score, **places)
 
 
 @pytest.mark.parametrize("step", [LAST - 1, LAST])
@@ -85,6 +91,15 @@ def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, m
 
     assert run(tmp_path, monkeypatch, Checkpoints(disk)) == (LAST, signal.SIGTERM)
     assert run(tmp_path, monkeypatch, Checkpoints()) == (LAST, None)
+
+
+@pytest.mark.parametrize(("step", "scored"), [(5, [3]), (6, [3, 6]), (LAST, [*range(3, LAST, 3), LAST])])
+def test_a_signal_does_not_wait_for_a_score(step, scored, tmp_path, monkeypatch):
+    found = []
+    score = lambda state: found.append(state) or {"recall_at_1": 0.5}
+    run(tmp_path, monkeypatch, checkpoints := Checkpoints(), signal_in=step, score=score)
+    assert found == scored
+    assert checkpoints.steps()[-1] == step
 
 
 def test_a_step_that_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys):
