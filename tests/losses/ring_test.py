@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
-from jepa_jax import config as c
-from jepa_jax.losses import info_nce, objective
+from jepa_jax.losses import info_nce
 from jepa_jax.sharding import batch_sharding, make_mesh
 from tests import tiny
 
@@ -61,19 +59,6 @@ def test_the_ring_is_the_dense_form(devices, chunk, fsdp):
         split = [jax.device_put(x, batch_sharding(mesh)) for x in arguments[:3]]
         actual = gradient(*split, SCALE, chunk)
     assert_same(jax.device_get(actual), gradient(*arguments, 48))
-
-
-@pytest.mark.parametrize("rows", [PartitionSpec(), PartitionSpec("mine")])
-@pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
-def test_a_loss_inside_a_shard_map_is_refused_in_words(name, rows):
-    """JAX would say that its compiler's program is not well formed."""
-    config = c.LossConfig(objective=name)
-    *pair, ids, scale = batch(16)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("mine",))
-    loss = lambda *a: objective(*a, scale, None, config)[0]
-    inside = jax.shard_map(loss, mesh=mesh, in_specs=(rows,) * 3, out_specs=PartitionSpec())
-    with pytest.raises(ValueError, match="inside a shard_map: take it outside"):
-        jax.jit(inside)(*pair, ids)
 
 
 def test_gradients_round_the_ring_are_those_of_finite_differences():
