@@ -73,6 +73,7 @@ from jax.sharding import PartitionSpec
 from jepa_jax import distributed
 from jepa_jax.sharding import make_mesh
 
+# JAX tells nobody which processes are connected: only its coordination service has the addresses.
 client = jax._src.distributed.global_state.client
 def connections():
     multihost_utils.sync_global_devices("made")

@@ -91,9 +91,13 @@ def no_sentencepiece() -> str:
 
 def _is_sentencepiece(folder: str) -> bool:
     """Whether a tokenizer's words are a SentencePiece model's alone."""
-    files = [] if (pathlib.Path(folder) / "tokenizer.json").exists() else pathlib.Path(folder).glob("*.model")
-    # Llama 3's ranks, which are called so too, are lines of two words.
-    return any(b" " not in file.open("rb").readline() for file in files)
+    if pathlib.Path(folder, "tokenizer.json").exists():
+        return False
+    for path in pathlib.Path(folder).glob("*.model"):
+        with path.open("rb") as file:  # Llama 3's ranks, which are called so too, are lines of two words
+            if b" " not in file.readline():
+                return True
+    return False
 
 
 def _whole(text: str) -> str:
